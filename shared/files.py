@@ -23,8 +23,8 @@ def publish_partial(path: Path) -> None:
         FileNotFoundError: the partial file or folder is not there.
     """
     partial = partial_path(path)
-    if partial.is_dir() and path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)  # a folder cannot replace a folder that is not empty
+    if path.is_symlink() or (path.is_dir() and partial.is_dir()):
+        remove(path)  # a folder can replace neither a link nor a folder that is not empty
     partial.replace(path)
 
 
