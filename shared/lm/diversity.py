@@ -39,13 +39,10 @@ def self_bleu(
         if len(texts) < 2:
             raise ValueError(f"samples must hold at least 2 texts per prompt, got {len(texts)} at prompt {index}")
     bleu = _sentence_bleu(max_ngram_order, tokenize, smooth_method)
-    return (
-        fmean(
-            fmean(bleu.sentence_score(text, [other]).score for text, other in permutations(texts, 2))
-            for texts in samples
-        )
-        / 100
+    per_prompt = (
+        fmean(bleu.sentence_score(text, [other]).score for text, other in permutations(texts, 2)) for texts in samples
     )
+    return min(fmean(per_prompt) / 100, 1.0)  # sacrebleu's perfect score is 100 plus a rounding error
 
 
 def distinct_n(texts: Sequence[str], n: int = 1) -> float:
