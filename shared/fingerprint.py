@@ -76,6 +76,7 @@ class _Reach:
         self.root = root
         self.parts: dict[tuple[str, str], str] = {}
         self._visited: set[tuple[str, str | None]] = set()
+        self._imported: set[str] = set()
 
     def whole_module(self, name: str) -> None:
         module = self._enter(name, None)
@@ -101,7 +102,7 @@ class _Reach:
             self.whole_module(f"{name}.{symbol}")
 
     def _enter(self, name: str, symbol: str | None) -> _Module | None:
-        """The parsed module, on the first visit for this symbol; its import-time side effects always count."""
+        """The parsed module, on the first visit for this symbol; what its import runs always counts."""
         if (name, symbol) in self._visited:
             return None
         self._visited.add((name, symbol))
@@ -109,14 +110,19 @@ class _Reach:
         if path is None:
             raise ValueError(f"fingerprint: no module {name!r} in {', '.join(PROJECT_PACKAGES)}")
         module = _parse(name, path, path.stat().st_mtime_ns)
-        if (name, "") not in self._visited:
-            self._visited.add((name, ""))
-            for index, statement in enumerate(module.side_effects):
-                self._include(module, f"<statement {index}>", statement)
-            parent = name.rpartition(".")[0]
-            if parent:  # importing a submodule runs the packages above it
-                self._enter(parent, "")
+        self._import(module)
         return module
+
+    def _import(self, module: _Module) -> None:
+        """What runs when a module is imported: its statements with side effects, after those of its packages."""
+        if module.name in self._imported:
+            return
+        self._imported.add(module.name)
+        parent = module.name.rpartition(".")[0]
+        if parent and (path := self._path(parent)):
+            self._import(_parse(parent, path, path.stat().st_mtime_ns))
+        for index, statement in enumerate(module.side_effects):
+            self._include(module, f"<statement {index}>", statement)
 
     def _include(self, module: _Module, label: str, statement: ast.stmt) -> None:
         text = _canonical(statement)
