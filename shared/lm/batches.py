@@ -8,10 +8,12 @@ a `PromptResponseBatch`, and code that takes one works with either: positions co
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-TokenRows = Sequence[Sequence[int]]
+TokenRows = Sequence[Sequence[int]] | np.ndarray
+"""Token ids of several texts: lists of any lengths, or an integer array (n, length)."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,10 @@ def left_padded(prompts: TokenRows, *, pad_id: int) -> PromptBatch:
     Raises:
         ValueError: no prompts, or an empty one.
     """
-    _require_tokens(prompts)
-    length = max(len(prompt) for prompt in prompts)
-    input_ids = torch.full((len(prompts), length), pad_id)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, length - len(prompt) :] = torch.as_tensor(prompt)
-        attention_mask[row, length - len(prompt) :] = 1
-    return PromptBatch(input_ids, attention_mask)
+    lengths = _lengths(prompts)
+    columns = np.arange(lengths.max())
+    real = columns >= lengths.max() - lengths[:, None]
+    return PromptBatch(_fill(real, prompts, pad_id), torch.from_numpy(real).long())
 
 
 def right_padded(prompts: TokenRows, responses: TokenRows, *, pad_id: int) -> PromptResponseBatch:
@@ -100,21 +98,19 @@ def right_padded(prompts: TokenRows, responses: TokenRows, *, pad_id: int) -> Pr
     Raises:
         ValueError: no prompts, an empty one, or a different number of responses.
     """
-    _require_tokens(prompts)
+    starts = _lengths(prompts)
     if len(prompts) != len(responses):
         raise ValueError(f"responses: need one for each of the {len(prompts)} prompts, got {len(responses)}")
-    length = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
-    input_ids = torch.full((len(prompts), length), pad_id)
-    attention_mask = torch.zeros_like(input_ids)
-    response_mask = torch.zeros_like(input_ids, dtype=torch.bool)
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        start, end = len(prompt), len(prompt) + len(response)
-        input_ids[row, :start] = torch.as_tensor(prompt)
-        input_ids[row, start:end] = torch.as_tensor(response)
-        attention_mask[row, :end] = 1
-        response_mask[row, start:end] = True
-    start = min(len(prompt) for prompt in prompts)
-    return PromptResponseBatch(input_ids, attention_mask, response_mask, start)
+    ends = starts + np.array([len(response) for response in responses])
+    columns = np.arange(ends.max())
+    real = columns < ends[:, None]
+    in_order = [row for pair in zip(prompts, responses, strict=True) for row in pair]
+    return PromptResponseBatch(
+        _fill(real, in_order, pad_id),
+        torch.from_numpy(real).long(),
+        torch.from_numpy(real & (columns >= starts[:, None])),
+        int(starts.min()),
+    )
 
 
 def append_responses(prompts: PromptBatch, responses: Tensor, mask: Tensor) -> PromptResponseBatch:
@@ -143,6 +139,15 @@ def _positions(attention_mask: Tensor) -> Tensor:
     return (attention_mask.cumsum(dim=-1) - 1).clamp_min(0)
 
 
-def _require_tokens(prompts: TokenRows) -> None:
-    if len(prompts) == 0 or min(len(prompt) for prompt in prompts) == 0:
+def _lengths(prompts: TokenRows) -> np.ndarray:
+    lengths = np.array([len(prompt) for prompt in prompts])
+    if lengths.size == 0 or lengths.min() == 0:
         raise ValueError("prompts: need at least one prompt, and at least one token in each")
+    return lengths
+
+
+def _fill(real: np.ndarray, rows: TokenRows, pad_id: int) -> Tensor:
+    """int64 like `real` (B, S): the tokens of the rows, one after the other, where True, `pad_id` elsewhere."""
+    input_ids = np.full(real.shape, pad_id, dtype=np.int64)
+    input_ids[real] = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
+    return torch.from_numpy(input_ids)

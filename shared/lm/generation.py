@@ -7,53 +7,29 @@ function of the arguments alone; its speed is that of `generate`, and transforme
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from shared.lm.batches import PromptBatch, TokenRows, left_padded
+from shared.lm.options import SamplingOptions
 
 LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How responses are drawn from a language model."""
-
-    max_new_tokens: int
-    """Longest response, EOS included."""
-    temperature: float = 1.0
-    """Logits are divided by it; 0 takes the most probable token."""
-    top_k: int | None = None
-    """Draw from the k most probable tokens only; None: from all."""
-    top_p: float = 1.0
-    """Draw from the smallest set of most probable tokens that holds this probability."""
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens: must be at least 1, got {self.max_new_tokens}")
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature: must not be negative, got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k: must be at least 1, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p: must lie in (0, 1], got {self.top_p}")
-
-
 @contextmanager
 def evaluation_mode(*models: nn.Module) -> Iterator[None]:
-    """Models without dropout and without gradients inside the block, as they were after it."""
-    training = [model.training for model in models]
+    """Models without dropout and without gradients inside the block, every submodule as it was after it."""
+    training = [module for model in models for module in model.modules() if module.training]
     try:
-        for model in models:
-            model.eval()
+        for module in training:
+            module.training = False
         with torch.no_grad():
             yield
     finally:
-        for model, mode in zip(models, training, strict=True):
-            model.train(mode)
+        for module in training:
+            module.training = True
 
 
 def sample_responses(

@@ -15,24 +15,42 @@ from transformers import (
     PreTrainedModel,
 )
 
-from shared.lm.decoder_options import DecoderOptions
+from shared.lm.options import DecoderOptions
 
 SCALAR_HEAD_FILE = "scalar_head.safetensors"
 
 
-def build_decoder(options: DecoderOptions, *, pad_id: int, eos_id: int, bos_id: int, seed: int) -> PreTrainedModel:
-    """Causal language model with random weights, a function of the options and the seed alone.
+def build_decoder(
+    options: DecoderOptions,
+    *,
+    vocabulary_size: int,
+    max_positions: int,
+    pad_id: int,
+    eos_id: int,
+    bos_id: int,
+    seed: int,
+) -> PreTrainedModel:
+    """Causal language model with random weights, a function of the arguments alone.
+
+    Args:
+        vocabulary_size: number of token ids.
+        max_positions: longest sequence, prompt and response together.
 
     Raises:
         ValueError: the width is not a multiple of the heads.
     """
     if options.width % options.heads:
         raise ValueError(f"heads: must divide the width {options.width}, got {options.heads}")
-    token_ids = {"pad_token_id": pad_id, "eos_token_id": eos_id, "bos_token_id": bos_id}
+    common = {
+        "vocab_size": vocabulary_size,
+        "pad_token_id": pad_id,
+        "eos_token_id": eos_id,
+        "bos_token_id": bos_id,
+    }
     if options.architecture == "gpt2":
-        model_class, config = GPT2LMHeadModel, _gpt2_config(options, token_ids)
+        model_class, config = GPT2LMHeadModel, _gpt2_config(options, max_positions, common)
     else:
-        model_class, config = LlamaForCausalLM, _llama_config(options, token_ids)
+        model_class, config = LlamaForCausalLM, _llama_config(options, max_positions, common)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config)
@@ -41,10 +59,9 @@ def build_decoder(options: DecoderOptions, *, pad_id: int, eos_id: int, bos_id: 
     return model
 
 
-def _gpt2_config(options: DecoderOptions, token_ids: dict[str, int]) -> GPT2Config:
+def _gpt2_config(options: DecoderOptions, max_positions: int, common: dict[str, int]) -> GPT2Config:
     return GPT2Config(
-        vocab_size=options.vocabulary_size,
-        n_positions=options.max_positions,
+        n_positions=max_positions,
         n_embd=options.width,
         n_layer=options.layers,
         n_head=options.heads,
@@ -55,14 +72,13 @@ def _gpt2_config(options: DecoderOptions, token_ids: dict[str, int]) -> GPT2Conf
         attn_pdrop=options.dropout,
         initializer_range=options.initializer_range,
         tie_word_embeddings=options.tie_embeddings,
-        **token_ids,
+        **common,
     )
 
 
-def _llama_config(options: DecoderOptions, token_ids: dict[str, int]) -> LlamaConfig:
+def _llama_config(options: DecoderOptions, max_positions: int, common: dict[str, int]) -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=options.vocabulary_size,
-        max_position_embeddings=options.max_positions,
+        max_position_embeddings=max_positions,
         hidden_size=options.width,
         # Three matrices of 8/3 the width have as many weights as GPT-2's two of four times the width.
         intermediate_size=8 * options.width // 3,
@@ -71,7 +87,7 @@ def _llama_config(options: DecoderOptions, token_ids: dict[str, int]) -> LlamaCo
         attention_dropout=options.dropout,
         initializer_range=options.initializer_range,
         tie_word_embeddings=options.tie_embeddings,
-        **token_ids,
+        **common,
     )
 
 

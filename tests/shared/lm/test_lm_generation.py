@@ -6,7 +6,8 @@ from torch import nn
 from transformers import NoRepeatNGramLogitsProcessor
 
 from shared.lm.batches import left_padded
-from shared.lm.generation import SamplingOptions, evaluation_mode, sample_responses, sample_token_rows
+from shared.lm.generation import evaluation_mode, sample_responses, sample_token_rows
+from shared.lm.options import SamplingOptions
 
 PROMPTS = [[2, 5, 3], [2, 5, 6, 7, 8, 3], [4]]
 NEVER = 99

@@ -3,19 +3,18 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shared.lm.batches import right_padded
-from shared.lm.models import DecoderOptions, ScalarHeadModel, build_decoder
+from shared.lm.models import ScalarHeadModel, build_decoder
+from shared.lm.options import DecoderOptions
 
-IDS = {"pad_id": 0, "eos_id": 1, "bos_id": 2}
+SIZES = {"vocabulary_size": 40, "max_positions": 16, "pad_id": 0, "eos_id": 1, "bos_id": 2}
 BATCH = right_padded([[2, 5], [2, 5, 6]], [[7, 8, 1], [1]], pad_id=0)
 INPUTS = (BATCH.input_ids, BATCH.attention_mask, BATCH.position_ids)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_built_decoder_follows_its_options(architecture):
-    options = DecoderOptions(
-        40, 16, architecture, layers=3, width=32, heads=2, initializer_range=0.08, embedding_std=0.01
-    )
-    model = build_decoder(options, **IDS, seed=0)
+    options = DecoderOptions(architecture, layers=3, width=32, heads=2, initializer_range=0.08, embedding_std=0.01)
+    model = build_decoder(options, **SIZES, seed=0)
     config = model.config
     assert (config.vocab_size, config.hidden_size, config.num_hidden_layers) == (40, 32, 3)
     assert (config.num_attention_heads, config.max_position_embeddings) == (2, 16)
@@ -29,13 +28,13 @@ def test_built_decoder_follows_its_options(architecture):
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_tied_embeddings_are_one_tensor(architecture):
-    model = build_decoder(DecoderOptions(40, 16, architecture, tie_embeddings=True), **IDS, seed=0)
+    model = build_decoder(DecoderOptions(architecture, tie_embeddings=True), **SIZES, seed=0)
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
 
 
 def test_gpt2_activation_is_the_one_of_gpt2():
-    fused = build_decoder(DecoderOptions(40, 16), **IDS, seed=0).eval()
-    original = build_decoder(DecoderOptions(40, 16), **IDS, seed=0).eval()
+    fused = build_decoder(DecoderOptions(), **SIZES, seed=0).eval()
+    original = build_decoder(DecoderOptions(), **SIZES, seed=0).eval()
     from transformers.activations import ACT2FN
 
     for block in original.transformer.h:
@@ -44,20 +43,20 @@ def test_gpt2_activation_is_the_one_of_gpt2():
 
 
 def test_weights_depend_on_the_seed_alone():
-    options = DecoderOptions(40, 16)
+    options = DecoderOptions()
     torch.manual_seed(5)
-    first = build_decoder(options, **IDS, seed=1).state_dict()
+    first = build_decoder(options, **SIZES, seed=1).state_dict()
     state = torch.get_rng_state()
-    second = build_decoder(options, **IDS, seed=1).state_dict()
+    second = build_decoder(options, **SIZES, seed=1).state_dict()
     assert torch.equal(torch.get_rng_state(), state), "the global generator was used"
-    other = build_decoder(options, **IDS, seed=2).state_dict()
+    other = build_decoder(options, **SIZES, seed=2).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["transformer.wte.weight"], other["transformer.wte.weight"])
 
 
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="heads"):
-        build_decoder(DecoderOptions(40, 16, width=10, heads=4), **IDS, seed=0)
+        build_decoder(DecoderOptions(width=10, heads=4), **SIZES, seed=0)
 
 
 def test_scalar_head_reads_the_last_hidden_state_of_every_position(decoder):
