@@ -101,6 +101,9 @@ def flags(options: Any) -> list[str]:
 
     Args:
         options: dataclass of scalars and tuples of scalars; nested dataclasses are flattened.
+
+    Raises:
+        ValueError: two options of one name, which the flattening would confuse.
     """
     arguments: list[str] = []
     for field in dataclasses.fields(options):
@@ -114,6 +117,9 @@ def flags(options: Any) -> list[str]:
             arguments += [f"--{name}", *map(str, value)]
         else:
             arguments += [f"--{name}", str(value)]
+    names = [argument for argument in arguments if argument.startswith("--")]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"options: more than one is named {', '.join(sorted(repeated))}")
     return arguments
 
 

@@ -66,6 +66,7 @@ _RECORDED_PACKAGES = ("torch", "transformers", "diffusers", "accelerate", "numpy
 def run(function: StageFunction, arguments: Sequence[str] | None = None) -> None:
     """Run a stage from the command line; exits with status 1 and one line on a user's mistake."""
     module = _module_name(function)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     parsed = _parse(function, module, arguments)
     values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(parsed)}
     record_path, show = values.pop("record"), values.pop("show_options")
@@ -74,13 +75,18 @@ def run(function: StageFunction, arguments: Sequence[str] | None = None) -> None
         print(yaml.safe_dump(settings, sort_keys=False), end="")
         return
     try:
-        _run(function, module, values, settings, record_path)
+        _run(function, module, values, settings, record_path, arguments)
     except InputError as error:
         sys.exit(f"error: {error}")
 
 
 def _run(
-    function: StageFunction, module: str, values: dict[str, Any], settings: dict[str, Any], record_path: Path | None
+    function: StageFunction,
+    module: str,
+    values: dict[str, Any],
+    settings: dict[str, Any],
+    record_path: Path | None,
+    arguments: list[str],
 ) -> None:
     roles = _roles(function)
     inputs = {name: _as_paths(values[name]) for name, role in roles.items() if role == "input"}
@@ -108,7 +114,9 @@ def _run(
         if not first:
             return
         record |= {
+            "arguments": arguments,
             "measurements": dict(measurements or {}),
+            "paths": {name: str(path) for name, path in outputs.items()},
             "outputs": {name: checksum(partial_path(path)) for name, path in outputs.items()},
             "started": started.isoformat(timespec="seconds"),
             "wall_seconds": round(time.perf_counter() - clock, 3),

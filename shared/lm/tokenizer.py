@@ -11,23 +11,21 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from shared.lm.special_tokens import BOS_ID, EOS_ID, PAD_ID, SEP_ID
+from shared.lm.special_tokens import SPECIAL_WORDS
 
 
-def build_tokenizer(
-    words: Sequence[str], *, pad: str = "<pad>", eos: str = "<eos>", bos: str = "<bos>", sep: str = "<sep>"
-) -> PreTrainedTokenizerFast:
+def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     """Tokenizer that splits on white space and maps word i of `words` to id 4 + i.
 
-    pad, eos, bos and sep have the ids 0, 1, 2 and 3. Nothing is added to a text by itself, and a word that is
+    <pad>, <eos>, <bos> and <sep> have the ids 0, 1, 2 and 3. Nothing is added to a text by itself, and a word that is
     not in the list is an error of the encoder, not an unknown token. Padding is on the left, as generation needs.
     Save it with `save_pretrained`, load it with `AutoTokenizer.from_pretrained`.
 
     Raises:
         ValueError: a token that is empty, repeated, or contains white space.
     """
-    special = {PAD_ID: pad, EOS_ID: eos, BOS_ID: bos, SEP_ID: sep}
-    tokens = [*(special[index] for index in range(len(special))), *words]
+    pad, eos, bos, sep = SPECIAL_WORDS
+    tokens = [*SPECIAL_WORDS, *words]
     for token in tokens:
         if token.split() != [token]:
             raise ValueError(f"words: a token must be one non-empty word without white space, got {token!r}")

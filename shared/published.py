@@ -1,0 +1,78 @@
+"""What the DVC remote holds of the artifact store, and fetching single artifacts from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+
+from shared.errors import InputError
+
+STORE = Path("data/artifacts")
+"""The artifact store, relative to the repository; ``data.dvc`` versions the folder above it."""
+
+
+class Published:
+    """The artifacts of the version of the store that ``data.dvc`` names.
+
+    Attributes:
+        sizes: bytes of every published file, by its path relative to the repository.
+    """
+
+    def __init__(self, repo: Repo) -> None:
+        self._repo = repo
+        self._filesystem = repo.dvcfs
+        self.sizes: dict[str, int] = {}
+        if Path(repo.root_dir, "data.dvc").exists():
+            for path, entry in self._files():
+                self.sizes[path] = entry["size"] or 0
+
+    def _files(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        try:
+            yield from self._filesystem.find(STORE.as_posix(), detail=True, dvc_only=True).items()
+        except (DvcException, FileNotFoundError) as error:
+            raise InputError(f"data.dvc: the remote does not hold this version of the store: {error}") from None
+
+    def holds(self, artifact: Path) -> bool:
+        """Whether a file or folder of the store, relative to the repository, is published."""
+        return bool(self._inside(artifact))
+
+    def size(self, artifact: Path) -> int:
+        """Bytes of a published file or folder."""
+        return sum(self.sizes[path] for path in self._inside(artifact))
+
+    def _inside(self, artifact: Path) -> list[str]:
+        name = artifact.as_posix()
+        return [name] if name in self.sizes else [path for path in self.sizes if path.startswith(name + "/")]
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The records of all published jobs."""
+        for path in self.sizes:
+            if path.endswith("_record.json"):
+                yield json.loads(self._filesystem.read_text(path))
+
+    def pull(self, artifacts: Iterable[Path]) -> None:
+        """Fetch files and folders of the store, and nothing else.
+
+        Raises:
+            InputError: the remote lacks one of them, or what it has is damaged.
+        """
+        targets = [artifact.as_posix() for artifact in artifacts]
+        if not targets:
+            return
+        try:
+            self._repo.pull(targets=targets)
+        except DvcException as error:
+            raise InputError(f"the remote could not deliver every artifact: {error}") from None
+
+
+@contextmanager
+def published_artifacts(root: Path) -> Iterator[Published]:
+    """The published store of the repository at ``root``."""
+    with Repo(str(root)) as repo:
+        yield Published(repo)
