@@ -14,6 +14,7 @@ from papers.rent.importance_weighting import (
 )
 from papers.rent.transition_matrix import asymmetric_transition, symmetric_transition
 
+PROPERTY = settings(deadline=None, max_examples=50)
 LOSSES = {"forward": forward_corrected_cross_entropy, "backward": backward_corrected_cross_entropy}
 seeds = st.integers(0, 2**32 - 1)
 class_counts = st.integers(2, 7)
@@ -36,6 +37,7 @@ def _case(seed, num_classes=5, batch_size=8, scale=2.0):
 # Importance weights
 
 
+@PROPERTY
 @given(seeds, class_counts)
 def test_weights_written_out(seed, num_classes):
     logits, labels, transition = _case(seed, num_classes)
@@ -48,6 +50,7 @@ def test_weights_written_out(seed, num_classes):
     assert transition_importance_weights(logits, labels, transition).tolist() == pytest.approx(expected, rel=1e-10)
 
 
+@PROPERTY
 @given(seeds, class_counts)
 def test_weights_average_to_one_under_the_models_own_noisy_distribution(seed, num_classes):
     logits, _, transition = _case(seed, num_classes, batch_size=1)
@@ -68,6 +71,7 @@ def test_identity_and_uninformative_transition():
     torch.testing.assert_close(transition_importance_weights(logits, labels, uninformative), 6 * p)
 
 
+@PROPERTY
 @given(seeds, st.floats(0.01, 0.8))
 def test_symmetric_weights_grow_with_the_probability_of_the_label(seed, rate):
     logits, _, _ = _case(seed, num_classes=10, batch_size=30)
@@ -78,6 +82,7 @@ def test_symmetric_weights_grow_with_the_probability_of_the_label(seed, rate):
     assert (weights[order].diff() > 0).all()
 
 
+@PROPERTY
 @given(seeds, class_counts)
 def test_renaming_the_classes_changes_nothing(seed, num_classes):
     logits, labels, transition = _case(seed, num_classes)
@@ -217,6 +222,7 @@ def test_bad_weighted_cross_entropy_arguments():
 # Forward loss
 
 
+@PROPERTY
 @given(seeds, class_counts)
 def test_forward_written_out(seed, num_classes):
     logits, labels, transition = _case(seed, num_classes)
@@ -254,8 +260,8 @@ def test_forward_gradient_reaches_the_transition():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@PROPERTY
 @given(seed=seeds)
-@settings(max_examples=30)
 def test_forward_is_finite_for_large_logits_and_zero_entries(dtype, seed):
     generator = _generator(seed)
     logits = 1e3 * torch.randn(16, 4, generator=generator).sign().to(dtype)
@@ -284,6 +290,7 @@ def test_forward_is_infinite_where_the_label_is_impossible():
 # Backward loss
 
 
+@PROPERTY
 @given(seeds, class_counts)
 def test_backward_is_unbiased(seed, num_classes):
     logits, _, transition = _case(seed, num_classes, batch_size=1)

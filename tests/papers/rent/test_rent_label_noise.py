@@ -20,6 +20,7 @@ from papers.rent.transition_matrix import (
     symmetric_transition,
 )
 
+PROPERTY = settings(deadline=None, max_examples=50)
 COUNT = 20_000
 LABELS = torch.arange(COUNT) % 10
 
@@ -96,8 +97,8 @@ def test_flip_rates_are_truncated_normal(rate):
     assert stats.kstest(rates.numpy(), truth.cdf).pvalue > 1e-3
 
 
+@PROPERTY
 @given(st.integers(0, 2**32), st.integers(2, 6))
-@settings(max_examples=50)
 def test_distributions_written_out(seed, num_classes):
     generator = _generator(seed)
     inputs = torch.randn(7, 3, dtype=torch.float64, generator=generator)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -17,6 +17,7 @@ from papers.rent.transition_estimation import (
 )
 from papers.rent.transition_matrix import CIFAR10_FLIPS, asymmetric_transition, check_transition
 
+PROPERTY = settings(deadline=None, max_examples=50)
 PARAMETRIZATIONS = {"volume": volume_transition, "tv": total_variation_transition}
 
 
@@ -29,6 +30,7 @@ def _predictions(seed, num_samples=300, num_classes=4):
 # Anchors
 
 
+@PROPERTY
 @given(st.integers(0, 2**32), st.floats(0.001, 1.0))
 def test_anchors_written_out(seed, top_fraction):
     probabilities, labels = _predictions(seed)
@@ -92,6 +94,7 @@ def test_bad_anchor_arguments(change, name):
 # Dual-T
 
 
+@PROPERTY
 @given(st.integers(0, 2**32))
 def test_dual_is_a_product_of_stochastic_matrices(seed):
     probabilities, labels = _predictions(seed)
@@ -149,6 +152,7 @@ def test_starting_points():
 
 
 @pytest.mark.parametrize("name", PARAMETRIZATIONS)
+@PROPERTY
 @given(seed=st.integers(0, 2**32), num_classes=st.integers(2, 6))
 def test_learned_matrices_are_stochastic_and_ignore_the_diagonal(name, seed, num_classes):
     parameters = torch.randn(

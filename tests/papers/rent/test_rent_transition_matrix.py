@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from papers.rent.transition_matrix import (
@@ -14,7 +14,10 @@ from papers.rent.transition_matrix import (
     symmetric_transition,
 )
 
+PROPERTY = settings(deadline=None, max_examples=50)
 
+
+@PROPERTY
 @given(st.integers(2, 12), st.floats(0, 1))
 def test_symmetric_rows(num_classes, rate):
     transition = symmetric_transition(num_classes, rate)

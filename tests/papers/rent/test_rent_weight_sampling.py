@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from papers.rent.weight_sampling import resample_indices, sample_dirichlet_weights
 
+PROPERTY = settings(deadline=None, max_examples=50)
 WEIGHTS = torch.tensor([0.0, 3.0, 0.5, 1e-3, 0.0, 2.0, 0.0])
 MEAN = (WEIGHTS / WEIGHTS.sum()).double()
 weight_lists = st.lists(st.floats(0, 1e6), min_size=1, max_size=12).filter(any)
@@ -28,6 +29,7 @@ def test_frequencies_are_the_normalised_weights():
     assert not frequencies[~drawn].any()
 
 
+@PROPERTY
 @given(weight_lists, st.integers(0, 2**32))
 def test_zero_weights_are_never_drawn(weights, seed):
     weights = torch.tensor(weights, dtype=torch.float64)
@@ -43,6 +45,7 @@ def test_extreme_uniform_numbers_draw_no_zero_weight(monkeypatch):
             assert index == weights.nonzero()[0 if value == 0 else -1].item()
 
 
+@PROPERTY
 @given(weight_lists, st.integers(0, 2**32), st.integers(-60, 60))
 def test_scale_changes_nothing(weights, seed, exponent):
     weights = torch.tensor(weights, dtype=torch.float64)
@@ -93,6 +96,7 @@ def test_moments(concentration):
     assert ((products.mean(0) - covariance).abs() <= 5 * products.std(0) / math.sqrt(count) + 1e-12).all()
 
 
+@PROPERTY
 @given(weight_lists, st.floats(0, math.inf), st.integers(0, 2**32))
 def test_draws_are_on_the_simplex(weights, concentration, seed):
     weights = torch.tensor(weights, dtype=torch.float64)
@@ -200,7 +204,7 @@ def test_bad_numbers():
             sample_dirichlet_weights(WEIGHTS, concentration)
 
 
-@settings(max_examples=20)
+@PROPERTY
 @given(st.integers(0, 2**32))
 def test_inputs_are_left_alone(seed):
     weights = torch.rand(9, generator=_generator(seed))
