@@ -47,5 +47,6 @@ def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
 
 def generator_for(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator for the draws named by non-negative integers: (seed, step), (seed, step, process), ..."""
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    # The length comes first because a SeedSequence ignores zeros at the end of its key.
+    state = np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state[0] >> np.uint64(1)))

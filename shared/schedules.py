@@ -39,7 +39,7 @@ def one_cycle(total_steps: int, *, warmup_fraction: float = 0.3) -> Schedule:
     def factor(step: int) -> float:
         if step < peak:
             return _cosine_between(low, 1.0, step / peak)
-        return _cosine_between(1.0, final, (step - peak) / (total_steps - 1 - peak))
+        return _cosine_between(1.0, final, (step - peak) / (total_steps - 1 - peak or 1.0))
 
     return factor
 
