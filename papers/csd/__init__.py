@@ -1,0 +1,1 @@
+"""Concrete score distillation: matching pairwise logit differences of student and teacher."""
