@@ -171,7 +171,8 @@ def _parse(function: StageFunction, module: str, arguments: Sequence[str] | None
     hints = typing.get_type_hints(function, include_extras=True)
     fields: list[Any] = []
     for parameter in inspect.signature(function).parameters.values():
-        fields.append((parameter.name, hints[parameter.name]))
+        default = {} if parameter.default is inspect.Parameter.empty else {"default": parameter.default}
+        fields.append((parameter.name, hints[parameter.name], dataclasses.field(**default)))
     record_help = tyro.conf.arg(metavar="PATH", help="Where to write the record of this run, as JSON.")
     show_help = tyro.conf.arg(help="Print the options in force, as YAML, and stop.")
     fields.append(("record", Annotated[Path | None, record_help], dataclasses.field(default=None)))

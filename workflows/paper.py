@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -48,6 +49,22 @@ class Paper(Generic[Settings]):
         arguments += [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)]
         return {"code": fingerprint(module), "arguments": shlex.join(arguments)}
 
+    def launcher(self, processes: int) -> str:
+        """What starts a training module: Python itself, or accelerate for several processes with a GPU each."""
+        return f"accelerate launch --num_processes {processes} -m" if processes else "python -m"
+
+    def resources(self, processes: int) -> dict[str, int]:
+        """Resources of a training job: a GPU for every process of accelerate, for schedulers that count them."""
+        return {"gpu": processes} if processes else {}
+
+
+def open_paper(id: str, scale: str, schema: type[Settings]) -> Paper[Settings]:
+    """The paper for its ``workflow.smk``; a mistake in its configuration ends Snakemake with one line."""
+    try:
+        return Paper(id, scale, schema)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
 
 def papers_with_scale(root: Path, scale: str, targets: Sequence[str]) -> list[str]:
     """Papers that have a workflow and the given scale, sorted.
@@ -69,9 +86,7 @@ def papers_with_scale(root: Path, scale: str, targets: Sequence[str]) -> list[st
         if paper not in scales:
             raise InputError(f"papers/{paper}: no such paper; there are: {', '.join(scales)}")
         if scale not in scales[paper]:
-            raise InputError(
-                f"papers/{paper}/config.yaml: no scale {scale!r}; there are: {', '.join(scales[paper])}"
-            )
+            raise InputError(f"papers/{paper}/config.yaml: no scale {scale!r}; there are: {', '.join(scales[paper])}")
     chosen = [paper for paper, names in scales.items() if scale in names]
     if not chosen:
         known = sorted({name for names in scales.values() for name in names})

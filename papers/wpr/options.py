@@ -140,8 +140,6 @@ class AnalysisOptions:
     """Candidates among which the mean embedding distance is taken."""
     convergence_iterations: int = 50
     """Iterations of the solver's convergence trace."""
-    shown_responses: int = 8
-    """Responses whose token penalties are kept for the heat map."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +162,10 @@ class Scale:
     """Families trained in each setting."""
     analysed: tuple[str, ...]
     """Settings whose saved policies are analysed."""
+    figures: tuple[str, ...]
+    """Figures of the report."""
+    processes: int = 0
+    """Processes of each training, one per GPU, under accelerate; 0: one process, on whatever device there is."""
     data: DataOptions | None = None
     """The testbed's data; or else ``hub``."""
     hub: HubDataOptions | None = None

@@ -1,7 +1,8 @@
 """The methods that are compared, by name: each is a penalty on the sampled tokens of a rollout.
 
 ===============================  =====================================================================================
-``none``                         no penalty
+``supervised``                   no training: the model that all others start from
+``none``                         PPO without a penalty
 ``rkl``                          reverse KL, the usual choice
 ``fkl-``, ``js-``, ``alpha-``,   the other f-divergences, in the form ``value`` that the paper's code adds to the reward
 ``tv-``, ``chi2-``               (``fkl-value``) and in the form whose policy gradient is the divergence's
@@ -39,7 +40,7 @@ from shared.lm.ppo import Rollout
 
 _DIVERGENCES = {"rkl": "reverse_kl", "fkl": "forward_kl", "js": "js", "alpha": "alpha", "tv": "tv", "chi2": "chi2"}
 _NAME = re.compile(
-    r"(?P<none>none)|(?P<divergence>rkl|(fkl|js|alpha|tv|chi2)-(?P<form>value|gradient))"
+    r"(?P<none>supervised|none)|(?P<divergence>rkl|(fkl|js|alpha|tv|chi2)-(?P<form>value|gradient))"
     r"|(?P<transport>wpr|idkernel|permuted)(-(?P<iterations>[1-9]\d*))?"
 )
 
@@ -115,7 +116,7 @@ def parse_method(method: str) -> re.Match[str]:
     match = _NAME.fullmatch(method)
     if match is None:
         raise InputError(
-            f"method {method!r}: expected none, rkl, (fkl|js|alpha|tv|chi2)-(value|gradient), "
+            f"method {method!r}: expected supervised, none, rkl, (fkl|js|alpha|tv|chi2)-(value|gradient), "
             "or (wpr|idkernel|permuted) with -<iterations> if not the default number"
         )
     return match

@@ -96,6 +96,7 @@ def train_policies(
     options: PolicyOptions,
     *,
     seed: int,
+    setting: str,
     runs: tuple[str, ...],
     judge: str,
     prompts: Input,
@@ -108,7 +109,8 @@ def train_policies(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Train every run, sample its final policy, and keep the policies asked for.
 
-    ``judge`` is ``gold`` (the testbed's reward) or ``score`` (the reward model's), by which weights are selected.
+    ``setting`` names the reward regime in the tables. ``judge`` is ``gold`` (the testbed's reward) or ``score`` (the
+    reward model's), by which weights are selected.
     """
     planned = [parse_run(text) for text in runs]
     device = Accelerator(mixed_precision=options.mixed_precision).device
@@ -120,7 +122,9 @@ def train_policies(
         return {}
     for name, path in (("samples", samples), ("curves", curves)):
         parts = [
-            read_table(state / str(each) / f"{name}.parquet").assign(method=each.method, beta=each.beta)
+            read_table(state / str(each) / f"{name}.parquet").assign(
+                setting=setting, seed=seed, method=each.method, beta=each.beta
+            )
             for each in planned
         ]
         write_table(path, pd.concat(parts, ignore_index=True))
@@ -215,7 +219,7 @@ def train_run(bench: Bench, planned: Run, folder: Path) -> None:
         include_ids=(bench.token_ids["eos_id"],),
     )
     order = BatchOrder(len(bench.rows["train"]), options.batch_size, bench.seed)
-    steps = max(1, round(options.epochs * order.steps_per_epoch))
+    steps = 0 if planned.method == "supervised" else max(1, round(options.epochs * order.steps_per_epoch))
     schedule = named_schedule("linear", steps, warmup_fraction=options.warmup_fraction)
     checkpointer = Checkpointer(folder / "checkpoints", accelerator, every=options.checkpoint_every)
     done, saved = checkpointer.restore()

@@ -26,11 +26,11 @@ class CopyOptions:
     "How often the text is repeated."
     label: str | None = None
 
-def copy(options: CopyOptions, *, seed: int, text: Input, more: tuple[Input, ...], out: Output, model: Output,
+def copy(options: CopyOptions, *, seed: int, ending: str = "", text: Input, more: tuple[Input, ...], out: Output, model: Output,
          state: State):
     "Copy a text."
     (state / "step").write_text("1")
-    out.write_text(text.read_text() * options.times + str(random.random()))
+    out.write_text(text.read_text() * options.times + ending + str(random.random()))
     model.mkdir()
     (model / "weights").write_text("w")
     if options.label == "wrong":
@@ -73,7 +73,7 @@ def test_outputs_and_record(stage):
     assert sorted(path.name for path in made.iterdir()) == ["model", "out.txt", "record.json"]
     record = json.loads((made / "record.json").read_text())
     assert record["stage"] == "papers.copying"
-    assert record["options"] == {"options": {"times": 2, "label": None}, "seed": 1}
+    assert record["options"] == {"options": {"times": 2, "label": None}, "seed": 1, "ending": ""}
     assert record["inputs"]["more"] == {"text": checksum(root / "text")}
     assert record["outputs"] == {name: checksum(made / file) for name, file in (("out", "out.txt"), ("model", "model"))}
     assert record["measurements"] == {"letters": 2}
@@ -133,7 +133,7 @@ def test_only_the_first_process_writes_and_records(stage):
 def test_shows_the_options_in_force(stage):
     call, root = stage
     result = call("--show-options", text="nowhere")
-    assert result.stdout == "options:\n  times: 2\n  label: null\nseed: 1\n"
+    assert result.stdout == "options:\n  times: 2\n  label: null\nseed: 1\nending: ''\n"
     assert not (root / "made").exists()
 
 
