@@ -50,8 +50,9 @@ def bregman_ratio_loss(
     `logistic` alone keeps its constant, log(1 + R), so that it *is* the loss of DPO. In this convention the power
     members are continuous through lam = 0 and lam = -1, where the table's closed forms divide by zero.
 
-    For lam >= 0 (and `kliep`, `lsif`) the loss of a single observed pair is unbounded below as R -> 0; `ratio_min`
-    bounds it (App. C.2). log R is clamped before the loss, so a clipped pair has exactly zero gradient.
+    Outside -1 < lam < 0 (so for `kliep` and `lsif`, too) the loss of a single observed pair is unbounded below as
+    R -> 0; `ratio_min` bounds it (App. C.2). log R is clamped before the loss, so that a clipped pair has exactly
+    zero gradient.
 
     Args:
         log_ratio: log R, any shape (usually (B,)), floating point, in nats. Half precision is computed in float32.
@@ -107,7 +108,7 @@ def scale_matching_dpo(initial_log_ratio: float, lam: float) -> float:
     """Scale s at which the gradient of SBA equals that of DPO at R0: s = (R0^lam + R0^(-lam-1)) (1 + R0).
 
     At R0 = 1, where a policy starts under DPO's ratio, s = 4 for every lam. SimPO starts near R0 = exp(gamma), to
-    which the paper adjusts the scale (Sec. 3.3); there, at lam = -1/2, s = 4 cosh(gamma / 2).
+    which the paper adjusts the scale without printing a formula; there, at lam = -1/2, s = 4 cosh(gamma / 2).
 
     Args:
         initial_log_ratio: log R0 at the start of training, finite, in nats.
@@ -143,13 +144,9 @@ def _box_cox(log_ratio: Tensor, power: float) -> Tensor:
         return log_ratio
     exponent = power * log_ratio
     # Where R^a is near 1 the subtraction needs expm1. Where R^a is small, expm1's derivative expm1 + 1 loses the
-    # digits that exp's keeps. Both arguments are masked, so that the branch not taken adds no inf * 0 gradient.
+    # digits that exp's keeps. expm1's argument is masked, lest the branch not taken add a gradient of 0 * inf.
     near = exponent.abs() < 1
-    difference = torch.where(
-        near,
-        torch.expm1(torch.where(near, exponent, 0)),
-        torch.exp(torch.where(near, 0, exponent)) - 1,
-    )
+    difference = torch.where(near, torch.expm1(torch.where(near, exponent, 0)), torch.exp(exponent) - 1)
     return difference / power
 
 

@@ -1,4 +1,4 @@
-"""Predictive entropy of generated responses, the diversity measure of arXiv:2505.19601 (Sec. 4, after f-DPO)."""
+"""Predictive entropy of generated responses, a diversity measure of arXiv:2505.19601."""
 
 import math
 

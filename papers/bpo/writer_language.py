@@ -91,8 +91,8 @@ def write_responses(prompts: IntArray, rng: np.random.Generator) -> IntArray:
     theme = np.where(on_theme, own_theme, rng.integers(0, N_THEMES, size=shape))
     words = FIRST_WORD_ID + theme * WORDS_PER_THEME + rng.integers(0, WORDS_PER_THEME, size=shape)
     position = np.arange(MAX_WORDS)
-    repeated[:, 0] = False  # there is nothing to repeat yet
-    source = np.maximum.accumulate(np.where(repeated, 0, position), axis=1)  # the last word that is no repeat
+    # Each position takes the last word that is no repeat; the first one, with nothing to repeat, is its own.
+    source = np.maximum.accumulate(np.where(repeated, 0, position), axis=1)
     words = np.take_along_axis(words, source, axis=1)
 
     responses = np.full((len(themes), RESPONSE_LENGTH), PAD_ID, dtype=np.int64)
