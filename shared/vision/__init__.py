@@ -1,0 +1,1 @@
+"""Image classification: data sets, small classifiers, and their accuracy."""
