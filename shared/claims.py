@@ -9,8 +9,9 @@
     arxiv: "2602.01685"
     code: https://...            # or null
     summary: One sentence.
-    metrics: {gold: "Gold reward, higher is better"}   # optional: what reports show, in this order, with labels
-    methods: {rkl: "PPO, reverse KL"}                  # optional labels; `settings` likewise
+    metrics: {gold: "Gold reward, higher is better"}   # optional: what the report's tables of results show, in this
+    methods: {rkl: "PPO, reverse KL"}                  # order and by these labels; what has no label is left out of
+    settings: {A: biased annotators}                   # them, and without any labels all is shown
     reported:                                          # the paper's own numbers
       - {table: Table 1, setting: "TL;DR, win rate vs SFT", method: rkl, value: 0.848}
     claims:
@@ -48,7 +49,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -267,6 +268,18 @@ class Verdicts(_Model):
     seed: int
     claims: tuple[ClaimResult, ...]
 
+    @property
+    def too_few_seeds(self) -> bool:
+        """Whether some test had too few seeds to decide anything."""
+        made = (result for claim in self.claims for result in (*claim.tests, *claim.guards))
+        return any(len(result.seeds) < MINIMUM_SEEDS for result in made)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of claims with each verdict, all four of them."""
+        verdicts = [claim.verdict for claim in self.claims]
+        return {verdict: verdicts.count(verdict) for verdict in get_args(Verdict)}
+
 
 def read_paper(path: Path) -> Paper:
     """Read and check a ``paper.yaml``.
@@ -277,7 +290,7 @@ def read_paper(path: Path) -> Paper:
     try:
         return Paper.model_validate(read_yaml(path))
     except ValidationError as error:
-        raise InputError(f"{path}: {_first_problem(error)}") from None
+        raise InputError(f"{path}: {first_problem(error)}") from None
 
 
 def decide(
@@ -370,6 +383,8 @@ def claim_verdict(tests: Sequence[TestResult], guards: Sequence[TestResult] = ()
         for verdict in ("supported", "contradicted", "inconclusive")
     }
     reason = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in by_verdict.items() if names)
+    if len(tests) == 1:
+        reason = tests[0].reason
     if len(by_verdict["supported"]) == len(tests):
         return "supported", reason
     if by_verdict["supported"]:
@@ -395,7 +410,7 @@ def read_verdicts(path: Path) -> Verdicts:
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
     except ValidationError as error:
-        raise InputError(f"{path}: {_first_problem(error)}") from None
+        raise InputError(f"{path}: {first_problem(error)}") from None
 
 
 def _decide_test(
@@ -511,7 +526,7 @@ def _check_unique(names: Sequence[str], what: str) -> None:
         raise ValueError(f"{what} {repeated[0]!r} occurs more than once")
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
     """Pydantic's first complaint as 'key: what is wrong, got what'."""
     first = error.errors(include_url=False)[0]
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).removeprefix(".")

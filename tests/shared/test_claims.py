@@ -64,6 +64,7 @@ def test_every_kind_of_verdict_comes_out():
     assert {claim.id: claim.verdict for claim in decided} == VERDICTS
     by_id = {claim.id: claim for claim in decided}
     assert by_id["beats-kl"].reason == "supported: biased annotators; contradicted: unbiased annotators"
+    assert by_id["semantic"].reason == "the interval lies above 0.05"
     gain = by_id["larger-where-biased"].tests[0]
     assert gain.estimate == pytest.approx((0.62 - 0.47) - (0.80 - 0.84), abs=0.02)
     assert gain.means == pytest.approx((0.62, 0.47, 0.80, 0.84), abs=0.05)

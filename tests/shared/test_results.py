@@ -111,6 +111,13 @@ def test_write_and_read_give_the_same_table(tmp_path):
     pd.testing.assert_frame_equal(results.read_units(tmp_path / "units.parquet"), units)
 
 
+def test_rows_come_in_the_order_of_their_keys():
+    frame = results.metrics_table(rows_of_a_paper())
+    keys = list(frame[list(results.METRIC_KEY)].itertuples(index=False, name=None))
+    assert keys == sorted(keys)
+    assert frame.index.tolist() == list(range(len(frame)))
+
+
 def test_bytes_do_not_depend_on_the_order_of_rows_or_on_the_process(tmp_path):
     rows = rows_of_a_paper()
     results.write_metrics(tmp_path / "a.parquet", rows)

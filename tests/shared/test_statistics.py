@@ -184,11 +184,16 @@ def test_t_interval_is_scipys():
     assert (found.estimate, found.low, found.high) == pytest.approx((np.mean(values), *expected))
 
 
-def test_the_minimum_detectable_effect_has_its_power():
-    values = np.array([1.0, 2.0, 3.0, 6.0])
+@pytest.mark.parametrize("seeds", [3, 6])
+def test_the_minimum_detectable_effect_has_its_power(seeds):
+    values = np.array([1.0, 2.0, 3.0, 6.0, 2.5, 1.5])[:seeds]
     effect = minimum_detectable_effect(values, power=0.7)
-    draws = np.random.default_rng(0).normal(effect, values.std(ddof=1), size=(40_000, 4))
-    assert (stats.ttest_1samp(draws, 0.0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.7, abs=0.01)
+    draws = np.random.default_rng(0).normal(effect, values.std(ddof=1), size=(200_000, seeds))
+    assert (stats.ttest_1samp(draws, 0.0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.7, abs=0.004)
+
+
+def test_the_minimum_detectable_effect_scales_with_the_spread():
+    values = np.array([1.0, 2.0, 3.0, 6.0])
     assert minimum_detectable_effect(10 * values) == pytest.approx(10 * minimum_detectable_effect(values))
     assert minimum_detectable_effect([2.0, 2.0, 2.0]) == 0.0
     assert minimum_detectable_effect([0.0, 1.0]) > minimum_detectable_effect([0.0, 1.0, 0.0, 1.0])
