@@ -38,17 +38,22 @@ def response_logits(model: nn.Module, batch: PromptResponseBatch) -> tuple[Tenso
         logits (B, K, V) in the model's precision, where logits[:, t] predicts token t of the targets;
         targets (B, K) int64, the tokens of columns response_start ... S - 1;
         mask (B, K) bool, True on response tokens.
+
+    Raises:
+        ValueError: all responses are empty.
     """
-    start = batch.response_start
-    n_columns = batch.input_ids.shape[1] - start
+    start, length = batch.response_start, batch.input_ids.shape[1]
+    if start == length:
+        raise ValueError("batch: has no column for response tokens")
+    # The last column predicts nothing that is known.
     logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
+        input_ids=batch.input_ids[:, :-1],
+        attention_mask=batch.attention_mask[:, :-1],
+        position_ids=batch.position_ids[:, :-1],
         use_cache=False,
-        logits_to_keep=n_columns + 1,
+        logits_to_keep=length - start,
     ).logits
-    return logits[:, :-1], batch.input_ids[:, start:], batch.response_mask[:, start:]
+    return logits, batch.input_ids[:, start:], batch.response_mask[:, start:]
 
 
 def response_token_log_probs(

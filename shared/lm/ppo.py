@@ -23,7 +23,7 @@ from shared.lm.batches import PromptBatch, PromptResponseBatch, append_responses
 from shared.lm.generation import evaluation_mode, sample_responses
 from shared.lm.log_probs import response_logits, token_log_probs
 from shared.lm.options import SamplingOptions
-from shared.lm.reward_modeling import position_values, score
+from shared.lm.reward_modeling import score
 from shared.training import gradient_step
 
 
@@ -121,7 +121,12 @@ def collect_rollout(
 def response_values(critic: nn.Module, batch: PromptResponseBatch) -> Tensor:
     """The critic's value of the state before each response token, (B, T), 0 outside the response."""
     start = batch.response_start
-    return _masked(position_values(critic, batch)[:, start - 1 : -1], batch.response_mask[:, start:])
+    values = critic(
+        input_ids=batch.input_ids[:, :-1],
+        attention_mask=batch.attention_mask[:, :-1],
+        position_ids=batch.position_ids[:, :-1],
+    )
+    return _masked(values[:, start - 1 :], batch.response_mask[:, start:])
 
 
 def actor_loss(

@@ -101,3 +101,8 @@ def test_extra_padding_and_batching_change_nothing(decoder):
 @torch.no_grad()
 def test_an_empty_response_has_probability_one(gpt2):
     assert response_log_probs(gpt2, right_padded([[2], [2]], [[1], []], pad_id=0))[1] == 0
+
+
+def test_a_batch_of_empty_responses_only_is_refused(gpt2):
+    with pytest.raises(ValueError, match="batch"):
+        response_logits(gpt2, right_padded([[2, 5], [2, 6]], [[], []], pad_id=0))
