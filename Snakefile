@@ -6,6 +6,7 @@ data/artifacts under the hash of everything that made them, and come from there 
 
 import os
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(workflow.basedir)
@@ -16,10 +17,12 @@ from workflows.paper import papers_with_scale
 
 # Jobs run the interpreter that runs Snakemake, whether or not its environment is activated.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-ARTIFACTS = ROOT / "data" / "artifacts"
+# Two checkouts share one store when this variable names the other's.
+ARTIFACTS = Path(os.environ.setdefault("SNAKEMAKE_OUTPUT_CACHE", str(ROOT / "data" / "artifacts")))
 ARTIFACTS.mkdir(parents=True, exist_ok=True)
-os.environ["SNAKEMAKE_OUTPUT_CACHE"] = str(ARTIFACTS)
 
+for key in config.keys() - {"scale"}:
+    sys.exit(f"error: --config {key}: unknown key; known keys: scale")
 config.setdefault("scale", "small")
 try:
     PAPERS = papers_with_scale(ROOT, config["scale"], sys.argv[1:])
@@ -49,3 +52,19 @@ for paper in PAPERS:
             name: target
             input:
                 f"papers/{paper}/results/{config['scale']}/report.html",
+
+
+def count_computed():
+    """Jobs of this run that were computed, and those that came from the store, told by their records."""
+    records = [Path(job.output.record) for job in workflow.dag.jobs if "record" in job.output.keys()]
+    finished = [path for path in records if path.exists() and path.lstat().st_mtime >= STARTED]
+    computed = sum(path.stat().st_mtime >= STARTED for path in finished)
+    return computed, len(finished) - computed
+
+
+STARTED = time.time()
+
+
+onsuccess:
+    computed, restored = count_computed()
+    print(f"{computed} jobs computed, {restored} restored from the store {ARTIFACTS}")

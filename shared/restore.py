@@ -61,6 +61,9 @@ def restore(
         restoration = decide(jobs, published)
         _print_plan(restoration, published)
         if not dry_run:
+            for job in restoration.fetch:
+                for path in _damaged(job):
+                    remove(path)
             published.pull(
                 path.relative_to(ROOT) for job in restoration.fetch for path in job.stored.values() if not path.exists()
             )
@@ -72,6 +75,11 @@ def restore(
     if restoration.compute:
         command = shlex.join(["snakemake", *targets, "--cores", "all"])
         print(f"the rest is computed by: {command}" + (f" --config scale={scale}" if scale != "small" else ""))
+
+
+def in_store(artifact: Path) -> Path:
+    """Where an artifact is in this repository's own store, relative to it, whichever store Snakemake uses."""
+    return STORE / artifact.name
 
 
 def decide(jobs: Sequence[PlannedJob], published: Published) -> Restoration:
@@ -90,15 +98,13 @@ def decide(jobs: Sequence[PlannedJob], published: Published) -> Restoration:
         if job.stored and not damaged and all(path.exists() for path in job.stored.values()):
             restoration.local.append(job)
             continue
-        if job.stored and all(path.exists() or published.holds(path.relative_to(ROOT)) for path in job.stored.values()):
-            for path in damaged:
-                remove(path)
+        if job.stored and all(published.holds(in_store(path)) for path in job.stored.values()):
             restoration.fetch.append(job)
             continue
         if job.outputs:
             if earlier is None:
                 earlier = _latest_records(published)
-            reason = f"{damaged[0].relative_to(ROOT)} is damaged" if damaged else why_computed(job, earlier)
+            reason = f"{damaged[0]} is damaged" if damaged else why_computed(job, earlier)
             restoration.compute.append((job, reason))
         pending.extend(job.upstream)
     restoration.compute.sort(key=lambda item: jobs.index(item[0]))
@@ -161,8 +167,9 @@ def link_outputs(job: PlannedJob) -> None:
     Raises:
         InputError: an artifact does not have the checksum in its record.
     """
-    for name, stored in job.stored.items():
-        check_artifact(StoredArtifact(stored, name, job.stored["record"]))
+    for name, artifact in job.stored.items():
+        stored = artifact if artifact.exists() else ROOT / in_store(artifact)
+        check_artifact(StoredArtifact(stored, name, stored.with_name(job.stored["record"].name)))
         output = ROOT / job.outputs[name]
         if output.is_symlink() and output.resolve() == stored.resolve():
             continue
@@ -181,7 +188,7 @@ def link_outputs(job: PlannedJob) -> None:
 
 def _print_plan(restoration: Restoration, published: Published) -> None:
     for job in restoration.fetch:
-        size = sum(published.size(path.relative_to(ROOT)) for path in job.stored.values())
+        size = sum(published.size(in_store(path)) for path in job.stored.values())
         print(f"from the store   {job.name}: {', '.join(map(str, job.outputs.values()))} ({size / 1024:.1f} KiB)")
     for job, reason in restoration.compute:
         print(f"to be computed   {job.name}: {reason}")
