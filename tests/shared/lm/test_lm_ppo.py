@@ -5,11 +5,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from shared.checkpoints import Checkpointer
+from shared.data_order import generator_for
 from shared.lm.batches import left_padded
 from shared.lm.log_probs import response_token_log_probs
 from shared.lm.models import ScalarHeadModel
 from shared.lm.options import SamplingOptions
 from shared.lm.ppo import Experience, actor_loss, collect_rollout, critic_loss, ppo_update
+from shared.training import adamw
 
 PROMPTS = left_padded([[2, 5, 3], [2, 5, 6, 7, 8, 3], [4], [2, 9, 3]] * 4, pad_id=0)
 
@@ -280,6 +283,40 @@ def test_a_loss_that_is_not_finite_names_the_step(models):
     advantages[0, 0] = math.nan
     with pytest.raises(FloatingPointError, match="step 7"):
         _update(models, [(rollout, advantages, returns)])
+
+
+def test_an_interrupted_loop_resumes_to_the_same_weights(models, tmp_path):
+    """Two models and optimizers in one checkpoint, draws that are functions of the step."""
+
+    def run(steps, state):
+        policy, critic = copy.deepcopy(models[0]), copy.deepcopy(models[2])
+        accelerator = Accelerator(cpu=True)
+        optimizers = [adamw(model, 1e-2) for model in (policy, critic)]
+        policy, critic, *optimizers = accelerator.prepare(policy, critic, *optimizers)
+        checkpointer = Checkpointer(state, accelerator, every=2)
+        done, record = checkpointer.restore()
+        for step in range(done, steps):
+            rollout = _collect((policy, models[1], critic, models[3]), generator=generator_for(0, step))
+            report = ppo_update(
+                [Experience(rollout, *_targets(rollout))],
+                policy=policy,
+                critic=critic,
+                policy_optimizer=optimizers[0],
+                critic_optimizer=optimizers[1],
+                accelerator=accelerator,
+                step=step,
+            )
+            record = {"reports": [*record.get("reports", []), report]}
+            checkpointer.save_if_due(step + 1, record)
+        accelerator.free_memory()
+        return policy, critic, record
+
+    *expected, expected_record = run(4, tmp_path / "at-once")
+    run(3, tmp_path / "interrupted")
+    *resumed, record = run(4, tmp_path / "interrupted")
+    _assert_same_weights(expected[0], resumed[0], rtol=0, atol=0)
+    _assert_same_weights(expected[1], resumed[1], rtol=0, atol=0)
+    assert record == expected_record and len(record["reports"]) == 4
 
 
 def test_training_raises_the_probability_of_the_rewarded_token(gpt2):
