@@ -46,8 +46,7 @@ def token_rewards(
     empty = (~mask.any(-1)).nonzero()[:, 0].tolist()
     if empty:
         raise ValueError(f"mask must have a response token in every row, got none in rows {empty}")
-    regularization = 0 - beta * penalty  # 0 −, so that β = 0 leaves no negative zeros
-    rewards = torch.where(mask, _clip(regularization, penalty_clip), 0)
+    rewards = torch.where(mask, _clip(-beta * penalty, penalty_clip), 0)
     last = mask.shape[-1] - 1 - mask.flip(-1).to(torch.uint8).argmax(-1)
     is_last = torch.arange(mask.shape[-1], device=mask.device) == last[:, None]
     return rewards + torch.where(is_last, _clip(score, score_clip)[:, None], 0)
