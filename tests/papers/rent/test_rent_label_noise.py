@@ -14,7 +14,7 @@ from papers.rent.label_noise import (
     symmetric_noise,
 )
 from papers.rent.transition_matrix import (
-    DIGIT_FLIPS,
+    CIFAR10_FLIPS,
     asymmetric_transition,
     empirical_transition,
     symmetric_transition,
@@ -54,11 +54,11 @@ def test_symmetric_chooses_an_exact_number_of_samples():
 
 
 def test_asymmetric_follows_its_transition():
-    transition = asymmetric_transition(10, 0.4, DIGIT_FLIPS)
+    transition = asymmetric_transition(10, 0.4, CIFAR10_FLIPS)
     noisy = class_conditional_noise(LABELS, transition, _generator())
     _assert_follows(noisy, transition)
-    assert torch.equal(noisy[LABELS == 0], LABELS[LABELS == 0])
-    assert set(noisy[LABELS == 1].tolist()) == {1, 7}
+    assert torch.equal(noisy[LABELS == 1], LABELS[LABELS == 1])
+    assert set(noisy[LABELS == 9].tolist()) == {1, 9}
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,13 @@ def test_flip_rates_are_truncated_normal(rate):
     assert rates.dtype == torch.float64 and rates.min() >= 0 and rates.max() <= 1
     truth = stats.truncnorm((0 - rate) / 0.1, (1 - rate) / 0.1, loc=rate, scale=0.1)
     assert stats.kstest(rates.numpy(), truth.cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
+def test_flip_rates_stay_probabilities_at_the_ends(monkeypatch, uniform):
+    monkeypatch.setattr(torch, "rand", lambda count, **_: torch.full((count,), uniform, dtype=torch.float64))
+    for percent in range(101):
+        assert 0 <= flip_rates(1, percent / 100, _generator()).item() <= 1
 
 
 @PROPERTY

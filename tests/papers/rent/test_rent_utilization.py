@@ -160,3 +160,9 @@ def test_a_batch_of_one():
     logits, labels = _batch(size=1)
     for text in ("ce", "rw_norm", "dws:0.1", "rent", "b0"):
         torch.testing.assert_close(_loss(text, logits, labels).loss, F.cross_entropy(logits, labels))
+
+
+@pytest.mark.parametrize("text", ["ce", "rw", "rw_norm", "dws:1", "rent", "b0"])
+def test_weights_are_detached_from_importance_weights_with_a_gradient(text):
+    importance = torch.rand(6, generator=_generator(), requires_grad=True)
+    assert not sample_weights(Utilization.parse(text), importance, _generator()).requires_grad

@@ -37,9 +37,10 @@ def test_zero_weights_are_never_drawn(weights, seed):
 
 
 def test_extreme_uniform_numbers_draw_no_zero_weight(monkeypatch):
+    tenths = torch.full((10,), 0.1, dtype=torch.float64)  # sum to 1 - 2^-53
     for value in (0.0, 1 - 2**-53):
         monkeypatch.setattr(torch, "rand", lambda *size, value=value, **_: torch.full(size, value, dtype=torch.float64))
-        for weights in (WEIGHTS, torch.tensor([0.0, 0.1, 0.2, 0.3, 0.0]), torch.tensor([0.0, 1e-30, 7.0, 0.0])):
+        for weights in (WEIGHTS, torch.tensor([0.0, 0.1, 0.2, 0.3, 0.0]), torch.tensor([0.0, 1e-30, 7.0, 0.0]), tenths):
             index = resample_indices(weights, 1).item()
             assert weights[index] > 0
             assert index == weights.nonzero()[0 if value == 0 else -1].item()
@@ -53,9 +54,11 @@ def test_scale_changes_nothing(weights, seed, exponent):
     assert torch.equal(drawn, resample_indices(weights * 2.0**exponent, 20, _generator(seed)))
 
 
-@pytest.mark.parametrize("scale", [1e-44, 1e38])
-def test_weights_at_the_limits_of_float32(scale):
-    weights = torch.tensor([3.0, 0.0, 3.0]) * scale  # the sum overflows, a float32 quotient would be denormal
+@pytest.mark.parametrize(
+    ("scale", "dtype"), [(1e-44, torch.float32), (1e38, torch.float32), (1e-323, torch.float64), (1e308, torch.float64)]
+)
+def test_weights_at_the_limits_of_their_dtype(scale, dtype):
+    weights = torch.tensor([1.0, 0.0, 1.0], dtype=dtype) * scale  # the sum overflows, or is denormal
     counts = torch.bincount(resample_indices(weights, 1000, _generator()), minlength=3)
     assert counts[1] == 0 and 400 < counts[0] < 600
     assert sample_dirichlet_weights(weights, 1.0, 4, _generator()).sum(1).tolist() == pytest.approx([1] * 4)
@@ -119,6 +122,12 @@ def test_extreme_concentrations_are_finite(concentration, dtype):
         torch.testing.assert_close(draws, (weights / weights.sum()).expand(64, -1), rtol=1e-5, atol=0)
 
 
+def test_a_mean_of_zero_stays_zero_whatever_is_drawn(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "exponential_", lambda values, generator=None: values.zero_())
+    draws = sample_dirichlet_weights(WEIGHTS, 0.5, 3, _generator())
+    assert draws.isfinite().all() and not draws[:, WEIGHTS == 0].any()
+
+
 def test_small_concentration_is_resampling():
     count = 50_000
     draws = sample_dirichlet_weights(WEIGHTS, 1e-6, count, _generator())
@@ -131,8 +140,8 @@ def test_the_two_limits():
     one_hot = sample_dirichlet_weights(WEIGHTS, 0, 20, _generator(4))
     assert torch.equal(one_hot.argmax(1), resample_indices(WEIGHTS, 20, _generator(4)))
     assert torch.equal(one_hot.sort(1).values, torch.eye(7)[-1].expand(20, -1))
-    mean = sample_dirichlet_weights(WEIGHTS, math.inf, 3, _generator())
-    torch.testing.assert_close(mean, MEAN.float().expand(3, -1))
+    mean = sample_dirichlet_weights(WEIGHTS.double(), math.inf, 3, _generator())
+    torch.testing.assert_close(mean, MEAN.expand(3, -1))
     mean[0] = 0  # draws do not share memory
     assert mean[1].any()
 

@@ -119,6 +119,13 @@ def test_labels_are_any_integers(tmp_path, label_type):
     assert read_image_parquet(path).labels.tolist() == [0, 1, 2]
 
 
+def _with_a_wrong_chunk_size():
+    """A PNG that Pillow opens, and then fails to read by an exception that is no OSError."""
+    encoded = bytearray(_encoded(_pixels(1)[0]))
+    encoded[encoded.index(b"IDAT") - 1] = 5
+    return bytes(encoded)
+
+
 def _bad_cell(cell, *, row=1):
     good = {"bytes": _encoded(_pixels(1)[0]), "path": "good.png"}
     return [cell if i == row else good for i in range(3)]
@@ -130,6 +137,7 @@ def _bad_cell(cell, *, row=1):
         ({"bytes": b"no image at all", "path": "x.png"}, "image cannot be decoded: unknown format$"),
         ({"bytes": _encoded(_pixels(1)[0])[:-40], "path": "x.png"}, "image cannot be decoded"),
         ({"bytes": _encoded(_pixels(1, 32)[0], "JPEG")[:200], "path": "x.jpg"}, "image cannot be decoded"),
+        ({"bytes": _with_a_wrong_chunk_size(), "path": "x.png"}, "image cannot be decoded: broken PNG"),
         ({"bytes": b"", "path": "x.png"}, "image cannot be decoded"),
         ({"bytes": None, "path": "x.png"}, "no image bytes"),
         (None, "no image bytes"),

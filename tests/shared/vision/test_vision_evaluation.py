@@ -65,7 +65,7 @@ def test_bad_evaluation_arguments():
     for logits, labels in (
         (torch.zeros(3, 2), torch.zeros(2)),
         (torch.zeros(3), torch.zeros(3)),
-        (torch.zeros(0, 2),) * 2,
+        (torch.zeros(0, 2), torch.zeros(0)),
     ):
         with pytest.raises(ValueError, match=r"^labels: "):
             accuracy(logits, labels)
