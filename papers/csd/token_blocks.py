@@ -76,20 +76,20 @@ class _TokenLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value_and_gradient, needs_gradient, student_logits, *constants):
         dtype = compute_dtype(student_logits, *constants)
-        values = student_logits.new_empty((*student_logits.shape[:-1], 1), dtype=dtype)
+        values = student_logits.new_empty(student_logits.shape[:-1], dtype=dtype)
         # bfloat16 has the range of float32, so that its buffer may stay half as large. In float16 a small
         # coefficient would vanish before a loss scale could save it.
         buffer_dtype = torch.float32 if student_logits.dtype == torch.float16 else student_logits.dtype
         width = student_logits.shape[-1] if needs_gradient else 0
         gradient = student_logits.new_empty((*student_logits.shape[:-1], width), dtype=buffer_dtype)
-        for values_out, gradient_out, *inputs in _blocks(values, gradient, student_logits, *constants):
+        for values_out, gradient_out, *inputs in _blocks(values.unsqueeze(-1), gradient, student_logits, *constants):
             value, coefficient = value_and_gradient(*(x.to(dtype) for x in inputs), needs_gradient=needs_gradient)
             values_out.copy_(value.unsqueeze(-1))
             if needs_gradient:
                 gradient_out.copy_(coefficient)
         ctx.save_for_backward(gradient)
         ctx.logits_dtype = student_logits.dtype
-        return values.squeeze(-1)
+        return values
 
     @staticmethod
     @once_differentiable
@@ -114,7 +114,8 @@ def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     if tensors[0].numel() == 0:
         return
     entries = len(tensors[0])
-    limit = ACCELERATOR_ELEMENTS if tensors[0].is_cuda else CPU_ELEMENTS_PER_THREAD * torch.get_num_threads()
+    on_cpu = tensors[0].device.type == "cpu"
+    limit = CPU_ELEMENTS_PER_THREAD * torch.get_num_threads() if on_cpu else ACCELERATOR_ELEMENTS
     elements = max(tensor.numel() for tensor in tensors) // entries
     if elements > limit and tensors[0].ndim > 2:
         for entry in zip(*tensors, strict=True):

@@ -61,11 +61,16 @@ def test_never_negative_and_zero_at_the_teacher(pair, kind, dtype):
     assert token_divergence(t, t, kind).max() <= 1e-5
 
 
-def test_tiny_divergences_are_not_negative_in_float32():
+@pytest.mark.parametrize("trained", [False, True])
+def test_rounding_in_float32_stays_within_the_range(trained):
     _, t = random_logits(200, 50)
     f = t + 1e-6 * torch.randn(200, 50, generator=torch.Generator().manual_seed(1))
     for kind in KINDS:
-        assert (token_divergence(f.float(), t.float(), kind) >= 0).all()
+        assert (token_divergence(f.float().requires_grad_(trained), t.float(), kind) >= 0).all()
+    f, t = random_logits(200, 40, scale=1.0)
+    f[:, 20:], t[:, :20] = -60, -60
+    disjoint = token_divergence(f.float().requires_grad_(trained), t.float(), "total_variation")
+    assert (disjoint <= 1).all() and (disjoint > 0.999).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
