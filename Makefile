@@ -51,3 +51,10 @@ lock: .venv/complete
 	  --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
 	  --extra test --extra slurm --extra s3 --extra dev --output-file envs/cpu.txt pyproject.toml
 	sed -i -e "s/^torch==\(.*\)+cpu/torch==\1/" -e "/^#/d" envs/cpu.txt
+
+.PHONY: restore publish verify
+restore publish: .venv/complete
+	$(BIN)/python -m shared.$@ $(TARGET)
+
+verify: .venv/complete
+	$(BIN)/python -m shared.verify

@@ -13,6 +13,7 @@ ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT))
 
 from shared.errors import InputError
+from shared.fingerprint import fingerprint
 from workflows.paper import papers_with_scale
 
 # Jobs run the interpreter that runs Snakemake, whether or not its environment is activated.
@@ -30,10 +31,14 @@ except InputError as error:
     sys.exit(f"error: {error}")
 
 
+# The page of all papers; other scales than the default have one of their own.
+INDEX = "results/index.html" if config["scale"] == "small" else f"results/{config['scale']}/index.html"
+
+
 rule all:
     default_target: True
     input:
-        [f"papers/{paper}/results/{config['scale']}/report.html" for paper in PAPERS],
+        INDEX,
 
 
 for paper in PAPERS:
@@ -52,6 +57,39 @@ for paper in PAPERS:
             name: target
             input:
                 f"papers/{paper}/results/{config['scale']}/report.html",
+
+
+def of_reports(name):
+    """One kind of input of every paper's report, in the order of the papers."""
+    found = []
+    for paper in PAPERS:
+        value = getattr(getattr(rules, f"{paper}_report").input, name)
+        found += [str(path) for path in ([value] if isinstance(value, str) else value)]
+    return found
+
+
+rule index:
+    message: "Writing the page of all papers"
+    input:
+        papers=of_reports("paper"),
+        captions=of_reports("captions"),
+        verdicts=of_reports("verdicts"),
+        reports=[f"papers/{paper}/results/{config['scale']}/report.html" for paper in PAPERS],
+        figures=of_reports("figures"),
+        records=of_reports("records"),
+        templates=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "shared" / "templates").glob("*.j2")),
+    output:
+        page=INDEX,
+        record=f"{Path(INDEX).parent}/index-record.json",
+    params:
+        code=fingerprint("shared.stages.index"),
+    log:
+        f"logs/index-{config['scale']}.log",
+    cache: True
+    shell:
+        "python -m shared.stages.index --papers {input.papers} --captions {input.captions} --verdicts {input.verdicts}"
+        " --reports {input.reports} --figures {input.figures} --records {input.records} --templates {input.templates}"
+        " --page {output.page} --record {output.record} &> {log}"
 
 
 def count_computed():

@@ -22,14 +22,32 @@ from shared.errors import InputError
 T = TypeVar("T")
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """The safe loader, to which a repeated key is an error: YAML lets the last one win silently."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._checked: set[int] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if id(node) not in self._checked:  # later, merged keys may rightly stand beside those that override them
+            self._checked.add(id(node))
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"repeated key {key.value!r}", key.start_mark)
+                seen.add(key.value)
+        super().flatten_mapping(node)
+
+
 def read_yaml(path: Path) -> Any:
-    """Content of a YAML file, read with the safe loader.
+    """Content of a YAML file, read with the safe loader; a repeated key is an error.
 
     Raises:
         InputError: the file is missing or is not YAML.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return _StrictLoader(path.read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except yaml.YAMLError as error:

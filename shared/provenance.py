@@ -34,6 +34,7 @@ class PlannedJob:
         outputs: output path, relative to the repository, by output name.
         stored: path in the store, by output name; empty for a rule that is not cached.
         params: the rule's named params.
+        wildcards: values of the rule's wildcards, by name.
         upstream: the jobs that make its inputs, as indices into the plan.
         is_target: whether the plan was asked for this very job (or its outputs).
     """
@@ -43,6 +44,7 @@ class PlannedJob:
     outputs: dict[str, Path]
     stored: dict[str, Path]
     params: dict[str, object]
+    wildcards: dict[str, str]
     upstream: tuple[int, ...]
     is_target: bool
 
@@ -93,14 +95,15 @@ def _planned(workflow) -> list[PlannedJob]:
             pairs = workflow.async_run(workflow.output_file_cache.get_outputfiles_and_cachefiles(job))
             by_path = {str(output): stored_path for output, stored_path in pairs}
             stored = {name: by_path[str(path)] for name, path in outputs.items()}
-        wildcards = ", ".join(f"{name}={value}" for name, value in sorted(job.wildcards.items()))
+        chosen = ", ".join(f"{name}={value}" for name, value in sorted(job.wildcards.items()))
         planned.append(
             PlannedJob(
-                name=f"{job.rule.name}" + (f" [{wildcards}]" if wildcards else ""),
+                name=f"{job.rule.name}" + (f" [{chosen}]" if chosen else ""),
                 rule=job.rule.name,
                 outputs=outputs,
                 stored=stored,
-                params={name: value for name, value in job.params.items()},
+                params=dict(job.params.items()),
+                wildcards={name: str(value) for name, value in sorted(job.wildcards.items())},
                 upstream=tuple(sorted(position[dependency] for dependency in dag.dependencies[job])),
                 is_target=job in dag.targetjobs,
             )

@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-OPTIONS = '''
+OPTIONS = """
 from dataclasses import dataclass
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class DrawOptions:
 class Scale:
     seeds: tuple[int, ...]
     draw: DrawOptions
-'''
+"""
 
 DRAW = '''
 import random
@@ -76,7 +76,7 @@ if __name__ == "__main__":
     run(draw)
 '''
 
-WORKFLOW = '''
+WORKFLOW = """
 from papers.PAPER.options import Scale
 from workflows.paper import open_paper
 
@@ -113,7 +113,7 @@ rule figure:
         " --pdf {output.pdf} --record {output.record} &> {log}"
 
 include: "../../workflows/results.smk"
-'''
+"""
 
 CONFIG = """
 scales:

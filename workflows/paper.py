@@ -54,8 +54,8 @@ class Paper(Generic[Settings]):
         return f"accelerate launch --num_processes {processes} -m" if processes else "python -m"
 
     def resources(self, processes: int) -> dict[str, int]:
-        """Resources of a training job: a GPU for every process of accelerate, for schedulers that count them."""
-        return {"gpu": processes} if processes else {}
+        """What a training job asks of a scheduler: a GPU, 32 GB for every process of accelerate, and two days."""
+        return {"gpu": processes, "mem_mb": 32_000 * processes, "runtime": 2880} if processes else {}
 
 
 def open_paper(id: str, scale: str, schema: type[Settings]) -> Paper[Settings]:

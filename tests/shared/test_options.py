@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import tyro
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import InputError
@@ -64,6 +64,7 @@ def test_reads_a_scale(tmp_path):
         ("width: 64, ", "", "scales.small.train.model.width: field required"),
         ("[0.1, 0.3]", "[0.1, x]", "scales.small.grids.wpr.1"),
         ("seeds: [0, 1]", "seeds: [0, 1", "config.yaml:5: not valid YAML"),
+        ("seeds: [0, 1]", "seeds: [0]\n    seeds: [1]", "config.yaml:5: not valid YAML: repeated key 'seeds'"),
         ("small:", "large:", "no scale 'small'; there are: large"),
         ("scales:", "scale:", "expected a mapping under the key 'scales'"),
     ],
@@ -80,6 +81,21 @@ def test_a_missing_file_is_named(tmp_path):
         read_scale(tmp_path / "config.yaml", "small", Scale)
 
 
+def test_a_merged_key_may_be_overridden(tmp_path):
+    merged = (
+        GOOD
+        + """
+  other:
+    seeds: [2]
+    train: &train {learning_rate: 0.1, betas: [1]}
+    grids: {}
+  third: {seeds: [3], train: {<<: *train, learning_rate: 0.2}, grids: {}}
+"""
+    )
+    assert scale(tmp_path, merged, "third").train == TrainOptions(0.2, (1.0,))
+
+
+@settings(deadline=None)  # a parser is made each time
 @given(
     learning_rate=st.floats(allow_nan=False, allow_infinity=False),
     betas=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=4),
