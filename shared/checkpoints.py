@@ -19,8 +19,8 @@ class Checkpointer:
     """Saves and restores all that `accelerator.prepare` returned, the random states, and a record of the loop's own.
 
     A checkpoint is a folder `step-<number>` that appears in one rename, after which the previous one is deleted:
-    whenever the process is killed, the newest such folder is complete. Weights are safetensors; accelerate keeps the states of optimizers
-    and random generators in torch's format and reads them with torch's restricted unpickler.
+    whenever the process is killed, the newest such folder is complete. Weights are safetensors; accelerate keeps the
+    states of optimizers and random generators in torch's format and reads them with torch's restricted unpickler.
     """
 
     def __init__(self, directory: Path, accelerator: Accelerator, *, every: int):
