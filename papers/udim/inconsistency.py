@@ -27,12 +27,12 @@ FORMS = ("squared", "norm")
 
 
 class _Moments(NamedTuple):
-    """Moments over the batch of the per-sample head gradients, each for (W [C, D], b [C])."""
+    """Moments over the batch of the per-sample gradients of one head tensor, W [C, D] or b [C]."""
 
-    first: tuple[Tensor, Tensor]
-    second: tuple[Tensor, Tensor]
-    mean_square: Tensor
-    """mean_i |G_i|²/size, summed over W and b, ()."""
+    first: Tensor
+    """m = mean_i G_i."""
+    second: Tensor
+    """s = mean_i G_i²."""
 
 
 def head_gradient_variance(
@@ -54,13 +54,12 @@ def head_gradient_variance(
     Raises:
         ValueError: wrong dimensions or lengths; an empty batch.
     """
-    moments = _moments(features, logits, labels)
-    if center is None:
-        return _variance(moments, moments.first)
-    for name, value, own in zip(("center[0]", "center[1]"), center, moments.first, strict=True):
-        if value.shape != own.shape:
-            raise ValueError(f"{name} must have shape {tuple(own.shape)}, got {tuple(value.shape)}")
-    return _variance(moments, center)
+    weight, bias = _moments(features, logits, labels)
+    center_weight, center_bias = (weight.first, bias.first) if center is None else center
+    for name, value, own in (("center[0]", center_weight, weight), ("center[1]", center_bias, bias)):
+        if value.shape != own.first.shape:
+            raise ValueError(f"{name} must have shape {tuple(own.first.shape)}, got {tuple(value.shape)}")
+    return _variance(weight, center_weight), _variance(bias, center_bias)
 
 
 def inconsistency_penalty(
@@ -107,12 +106,27 @@ def inconsistency_penalty(
             raise ValueError(f"{name} must have the source's shape {tuple(other.shape)}, got {tuple(value.shape)}")
     source = _moments(features, logits, labels)
     perturbed = _moments(perturbed_features, perturbed_logits, labels)
-    if form == "squared":
-        gaps = _gaps(_variance(source, source.first), _variance(perturbed, source.first))
-        return gaps.square().mean() / 4 + perturbed.mean_square
-    gaps = _gaps(_variance(source, source.first), _variance(perturbed, perturbed.first))
-    # vector_norm has gradient 0 at 0, where the square root of a sum of squares has none.
-    return torch.linalg.vector_norm(gaps) + rho * torch.linalg.vector_norm(_concatenated(perturbed.first))
+    return _squared_form(source, perturbed) if form == "squared" else _norm_form(source, perturbed, rho)
+
+
+def _squared_form(source: tuple[_Moments, _Moments], perturbed: tuple[_Moments, _Moments]) -> Tensor:
+    """As v = s − m² and ṽ = s̃ − 2 m m̃ + m², the gap v − ṽ is (s − s̃) − 2 m (m − m̃)."""
+    gaps = [
+        torch.addcmul(p.second - q.second, p.first, p.first - q.first, value=-2)
+        for p, q in zip(source, perturbed, strict=True)
+    ]
+    mean_square_gap = sum((gap * gap).sum() for gap in gaps) / sum(gap.numel() for gap in gaps)
+    return mean_square_gap / 4 + sum(q.second.mean() for q in perturbed)
+
+
+def _norm_form(source: tuple[_Moments, _Moments], perturbed: tuple[_Moments, _Moments], rho: float) -> Tensor:
+    gaps = [_variance(p, p.first) - _variance(q, q.first) for p, q in zip(source, perturbed, strict=True)]
+    return _joint_norm(gaps) + rho * _joint_norm([q.first for q in perturbed])
+
+
+def _joint_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """L2 norm with gradient 0 at 0, where the square root of a sum of squares has none."""
+    return torch.linalg.vector_norm(torch.cat([tensor.flatten() for tensor in tensors]))
 
 
 def summed_over_domains(
@@ -141,36 +155,21 @@ def summed_over_domains(
     return torch.stack([inconsistency_penalty(*domain, form=form, rho=rho) for domain in domains]).sum()
 
 
-def _moments(features: Tensor, logits: Tensor, labels: Tensor) -> _Moments:
+def _moments(features: Tensor, logits: Tensor, labels: Tensor) -> tuple[_Moments, _Moments]:
+    """Moments of the gradients of W and of b."""
     _check_batch(features, logits, labels)
     dtype = torch.promote_types(torch.promote_types(features.dtype, logits.dtype), torch.float32)
-    h, size = features.to(dtype), len(labels)
+    h = features.to(dtype)
     delta = logits.to(dtype).softmax(-1) - F.one_hot(labels, logits.shape[1])
-    h_squared, delta_squared = h.square(), delta.square()
-    norm_squared = delta_squared.sum(1)
-    return _Moments(
-        first=(delta.mT @ h / size, delta.mean(0)),
-        second=(delta_squared.mT @ h_squared / size, delta_squared.mean(0)),
-        mean_square=(norm_squared * (1 + h_squared.mean(1))).mean() / logits.shape[1],
-    )
+    delta_squared = delta.square()
+    # The mean is taken on the small factor, not on the product.
+    weight = _Moments((delta / len(labels)).mT @ h, (delta_squared / len(labels)).mT @ h.square())
+    return weight, _Moments(delta.mean(0), delta_squared.mean(0))
 
 
-def _variance(moments: _Moments, center: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _variance(moments: _Moments, center: Tensor) -> Tensor:
     """s − 2 c m + c², which rounding can make negative where all gradients agree."""
-    weight, bias = (
-        (s + c * (c - 2 * m)).clamp(min=0) for s, m, c in zip(moments.second, moments.first, center, strict=True)
-    )
-    return weight, bias
-
-
-def _gaps(source: tuple[Tensor, Tensor], perturbed: tuple[Tensor, Tensor]) -> Tensor:
-    return _concatenated((source[0] - perturbed[0], source[1] - perturbed[1]))
-
-
-def _concatenated(head: tuple[Tensor, Tensor]) -> Tensor:
-    """(W [C, D], b [C]) as one vector [C D + C]."""
-    weight, bias = head
-    return torch.cat([weight.flatten(), bias])
+    return (moments.second + center * (center - 2 * moments.first)).clamp(min=0)
 
 
 def _check_batch(features: Tensor, logits: Tensor, labels: Tensor) -> None:
