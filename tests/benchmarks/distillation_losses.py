@@ -4,7 +4,8 @@
 
 The plain KL is what one writes without thinking: two log-softmaxes and ``torch.nn.functional.kl_div``, in the dtype of
 the logits. In bfloat16 that rounds log-probabilities to three digits, so the same in float32 is listed beside it; the
-objectives always compute in float32. All losses of a case take turns within every round, on one thread.
+objectives always compute in float32. All losses of a case take turns within every round, on one thread, in an order
+drawn anew each round: a loss pays for the state in which the one before it leaves the heap.
 
 Time is the median over rounds, its ratio the median of the ratio within a round. Memory is the peak of what the CPU
 allocator handed out on top of the logits, the gradient of the student's logits included.
@@ -15,6 +16,7 @@ counts for little, therefore; the ratio where the plain loss is fast is the stri
 """
 
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -47,7 +49,7 @@ class Options:
     vocabularies: tuple[int, ...] = (32_000, 50_257, 128_000)
     elements: int = 2**22
     """Tokens per case times vocabulary."""
-    rounds: int = 7
+    rounds: int = 15
     threads: int = 1
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
 
@@ -108,9 +110,12 @@ def measure(vocabulary: int, dtype: torch.dtype, options: Options) -> None:
     """Print one case: a row per loss."""
     student, teacher = logits_pair(max(1, options.elements // vocabulary), vocabulary, dtype)
     table = losses(dtype)
-    for loss in table.values():
-        seconds(loss, student, teacher)
-    rounds = [{name: seconds(loss, student, teacher) for name, loss in table.items()} for _ in range(options.rounds)]
+    order = random.Random(0)
+    rounds = []
+    for _ in range(1 + options.rounds):
+        turns = order.sample(list(table), len(table))
+        rounds.append({name: seconds(table[name], student, teacher) for name in turns})
+    del rounds[0]  # warm-up
     memory = {name: peak_bytes(loss, student, teacher) for name, loss in table.items()}
     title = f"{str(dtype).removeprefix('torch.')}, {student.shape[0]} tokens x {vocabulary}"
     print(f"\n{title:<38}{'ms':>9}{'x plain':>9}{'MB':>9}{'x plain':>9}")
