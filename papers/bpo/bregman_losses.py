@@ -104,6 +104,42 @@ def bregman_gradient_magnitude(log_ratio: Tensor, *, generator: str, lam: float 
     return magnitude.to(log_ratio.dtype)
 
 
+def bregman_divergence(
+    data_log_ratio: Tensor, log_ratio: Tensor, *, generator: str, lam: float = 0.0, scale: float = 4.0
+) -> Tensor:
+    """B_h(R_data || R) = h(R_data) - h(R) - h'(R) (R_data - R) >= 0, which training lowers in expectation (Eq. 9).
+
+    Args:
+        data_log_ratio: log R_data, floating point, in nats.
+        log_ratio: log R, of a shape that broadcasts with it. Use float64: the three terms cancel where R = R_data.
+        generator, lam, scale: as in `bregman_ratio_loss`; at lam = 0 and lam = -1 the limits.
+
+    Returns:
+        B_h, of the broadcast shape; 0 where R = R_data.
+
+    Raises:
+        ValueError: as `bregman_gradient_magnitude`.
+    """
+    _check_generator(log_ratio, generator, lam, scale)
+    a, b = data_log_ratio, log_ratio
+    data_ratio = a.exp()
+    if generator == "logistic":
+        # (1 + R_data)/2 times the KL divergence between Bernoulli distributions of mean R_data/(1+R_data), R/(1+R).
+        return (
+            (1 + data_ratio)
+            * (
+                torch.sigmoid(a) * (F.logsigmoid(a) - F.logsigmoid(b))
+                + torch.sigmoid(-a) * (F.logsigmoid(-a) - F.logsigmoid(-b))
+            )
+            / 2
+        )
+    power, weight = _power_and_weight(generator, lam, scale)
+    # With h''(R) = weight R^(power-1): the integral of (R_data - r) h''(r) from R to R_data.
+    return weight * (
+        data_ratio * (_box_cox(a, power) - _box_cox(b, power)) - (_box_cox(a, 1 + power) - _box_cox(b, 1 + power))
+    )
+
+
 def scale_matching_dpo(initial_log_ratio: float, lam: float) -> float:
     """Scale s at which the gradient of SBA equals that of DPO at R0: s = (R0^lam + R0^(-lam-1)) (1 + R0).
 

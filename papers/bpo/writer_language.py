@@ -14,11 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.lm import special_tokens
+from shared.lm.special_tokens import BOS_ID, EOS_ID, PAD_ID, SEP_ID, SPECIAL_WORDS
+
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<sep>")
 THEMES = {
     "sea": ("wave", "tide", "gull", "sail", "reef", "salt"),
     "forest": ("moss", "pine", "fern", "owl", "bark", "root"),
@@ -27,17 +29,17 @@ THEMES = {
     "sky": ("cloud", "star", "comet", "dawn", "rain", "moon"),
     "music": ("drum", "violin", "chord", "choir", "flute", "tempo"),
 }
-VOCABULARY: tuple[str, ...] = (
-    *SPECIAL_TOKENS,
+WORDS: tuple[str, ...] = (
     *(f"<{theme}>" for theme in THEMES),
     *(word for words in THEMES.values() for word in words),
 )
-"""The 46 tokens in order of their ids: 4 special ones, 6 themes, then 6 words of each theme."""
+"""The language's own tokens: 6 themes, then 6 words of each theme."""
+VOCABULARY: tuple[str, ...] = (*SPECIAL_WORDS, *WORDS)
+"""The 46 tokens in order of their ids, the special ones first."""
 
-PAD_ID, BOS_ID, EOS_ID, SEP_ID = range(4)
 N_THEMES = len(THEMES)
 WORDS_PER_THEME = 6
-FIRST_THEME_ID = len(SPECIAL_TOKENS)
+FIRST_THEME_ID = special_tokens.FIRST_WORD_ID
 FIRST_WORD_ID = FIRST_THEME_ID + N_THEMES
 
 STYLES = (0.25, 0.5, 0.8)
@@ -171,13 +173,23 @@ def prefer_first(
 def draw_preference_pairs(n_pairs: int, kappa: float, rng: np.random.Generator) -> PreferencePairs:
     """Offline preference data: uniform prompts, two different responses of the writer each, Bradley-Terry labels.
 
+    The same generator state gives the same prompts and responses whatever kappa is; only labels differ.
+
     Raises:
         ValueError: n_pairs < 1 or kappa not in (0, inf).
     """
     if n_pairs < 1:
         raise ValueError(f"n_pairs must be at least 1, got {n_pairs}")
     prompts = all_prompts()
-    prompts = prompts[rng.integers(0, len(prompts), size=n_pairs)]
+    return draw_pairs_for(prompts[rng.integers(0, len(prompts), size=n_pairs)], kappa, rng)
+
+
+def draw_pairs_for(prompts: IntArray, kappa: float, rng: np.random.Generator) -> PreferencePairs:
+    """Two different responses of the writer to each prompt (N, 4), with a Bradley-Terry label.
+
+    Raises:
+        ValueError: prompts is not such an array, or kappa not in (0, inf).
+    """
     first, second = write_responses(prompts, rng), write_responses(prompts, rng)
     while (same := (first == second).all(axis=1)).any():  # a pair of equal responses has no preference
         second[same] = write_responses(prompts[same], rng)

@@ -15,7 +15,6 @@ from papers.bpo.writer_language import (
     PAD_ID,
     RESPONSE_LENGTH,
     SEP_ID,
-    SPECIAL_TOKENS,
     THEMES,
     VOCABULARY,
     all_prompts,
@@ -24,6 +23,7 @@ from papers.bpo.writer_language import (
     prefer_first,
     write_responses,
 )
+from shared.lm.special_tokens import SPECIAL_WORDS
 
 PROPERTY = settings(deadline=None, max_examples=100)
 SEA, FOREST, SKY = (VOCABULARY.index(f"<{theme}>") for theme in ("sea", "forest", "sky"))
@@ -71,7 +71,7 @@ def slow_writer(prompt: list[int], rng: np.random.Generator) -> list[int]:
 
 def test_vocabulary_is_46_tokens_in_their_documented_order():
     assert len(VOCABULARY) == len(set(VOCABULARY)) == 46
-    assert VOCABULARY[:4] == SPECIAL_TOKENS
+    assert VOCABULARY[:4] == SPECIAL_WORDS
     assert [VOCABULARY[i] for i in (PAD_ID, BOS_ID, EOS_ID, SEP_ID)] == ["<pad>", "<bos>", "<eos>", "<sep>"]
     assert VOCABULARY[4:10] == tuple(f"<{theme}>" for theme in THEMES)
     assert [theme_of(i) for i in range(46)] == [None] * 10 + [theme for theme in THEMES for _ in range(6)]
