@@ -109,26 +109,6 @@ def inconsistency_penalty(
     return _squared_form(source, perturbed) if form == "squared" else _norm_form(source, perturbed, rho)
 
 
-def _squared_form(source: tuple[_Moments, _Moments], perturbed: tuple[_Moments, _Moments]) -> Tensor:
-    """As v = s − m² and ṽ = s̃ − 2 m m̃ + m², the gap v − ṽ is (s − s̃) − 2 m (m − m̃)."""
-    gaps = [
-        torch.addcmul(p.second - q.second, p.first, p.first - q.first, value=-2)
-        for p, q in zip(source, perturbed, strict=True)
-    ]
-    mean_square_gap = sum((gap * gap).sum() for gap in gaps) / sum(gap.numel() for gap in gaps)
-    return mean_square_gap / 4 + sum(q.second.mean() for q in perturbed)
-
-
-def _norm_form(source: tuple[_Moments, _Moments], perturbed: tuple[_Moments, _Moments], rho: float) -> Tensor:
-    gaps = [_variance(p, p.first) - _variance(q, q.first) for p, q in zip(source, perturbed, strict=True)]
-    return _joint_norm(gaps) + rho * _joint_norm([q.first for q in perturbed])
-
-
-def _joint_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """L2 norm with gradient 0 at 0, where the square root of a sum of squares has none."""
-    return torch.linalg.vector_norm(torch.cat([tensor.flatten() for tensor in tensors]))
-
-
 def summed_over_domains(
     features: Tensor,
     logits: Tensor,
@@ -170,6 +150,26 @@ def _moments(features: Tensor, logits: Tensor, labels: Tensor) -> tuple[_Moments
 def _variance(moments: _Moments, center: Tensor) -> Tensor:
     """s − 2 c m + c², which rounding can make negative where all gradients agree."""
     return (moments.second + center * (center - 2 * moments.first)).clamp(min=0)
+
+
+def _squared_form(source: tuple[_Moments, _Moments], perturbed: tuple[_Moments, _Moments]) -> Tensor:
+    """As v = s − m² and ṽ = s̃ − 2 m m̃ + m², the gap v − ṽ is (s − s̃) − 2 m (m − m̃)."""
+    gaps = [
+        torch.addcmul(p.second - q.second, p.first, p.first - q.first, value=-2)
+        for p, q in zip(source, perturbed, strict=True)
+    ]
+    mean_square_gap = sum((gap * gap).sum() for gap in gaps) / sum(gap.numel() for gap in gaps)
+    return mean_square_gap / 4 + sum(q.second.mean() for q in perturbed)
+
+
+def _norm_form(source: tuple[_Moments, _Moments], perturbed: tuple[_Moments, _Moments], rho: float) -> Tensor:
+    gaps = [_variance(p, p.first) - _variance(q, q.first) for p, q in zip(source, perturbed, strict=True)]
+    return _joint_norm(gaps) + rho * _joint_norm([q.first for q in perturbed])
+
+
+def _joint_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """L2 norm with gradient 0 at 0, where the square root of a sum of squares has none."""
+    return torch.linalg.vector_norm(torch.cat([tensor.flatten() for tensor in tensors]))
 
 
 def _check_batch(features: Tensor, logits: Tensor, labels: Tensor) -> None:
