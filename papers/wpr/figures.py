@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy.stats import entropy
 
 from shared.errors import InputError
-from shared.plotting import house_style, line_with_band, method_styles, new_figure, save_figure
+from shared.plotting import PALETTE, house_style, line_with_band, method_styles, new_figure, save_figure
 from shared.results import read_metrics, read_units
 from shared.stage import Input, Output, run
 from shared.tables import read_table
@@ -90,7 +91,7 @@ def frontier(tables: Tables) -> Figure:
             axis.plot(points["kl"], points["quality"], label=LABELS[method], markersize=7, **look)
         axis.set(xlabel="KL to the reference (nats per response)", title=f"{setting}: b = {BIAS[setting]:g}")
     axes[0, 0].set_ylabel("gold reward on test prompts")
-    axes[0, -1].legend()
+    axes[0, 0].legend(loc="lower left")
     return figure
 
 
@@ -151,7 +152,7 @@ def overoptimization(tables: Tables) -> Figure:
         axes[1, column].set_xlabel("update")
     axes[0, 0].set_ylabel("reward model's score")
     axes[1, 0].set_ylabel("gold reward")
-    axes[1, -1].legend()
+    axes[0, 0].legend(loc="lower right")
     return figure
 
 
@@ -249,40 +250,44 @@ def shifts(tables: Tables) -> Figure:
 
     Computed here from the method itself: mass moves from "cat" to its synonym or to another meaning.
     """
-    import torch
-
-    from papers.wpr.wasserstein import sinkhorn_potentials
-
     words = ("cat", "kitty", "dog", "road")
-    points = torch.tensor([[0.0, 0.0], [0.3, 0.0], [1.0, 0.6], [3.0, 1.5]], dtype=torch.float64)
-    cost = torch.cdist(points, points)
-    reference = torch.tensor([0.70, 0.10, 0.10, 0.10], dtype=torch.float64)
-    candidates = {
-        "to a synonym": torch.tensor([0.40, 0.40, 0.10, 0.10], dtype=torch.float64),
-        "to another meaning": torch.tensor([0.40, 0.10, 0.10, 0.40], dtype=torch.float64),
+    points = np.array([[0.0, 0.0], [0.3, 0.0], [1.0, 0.6], [3.0, 1.5]])
+    reference = np.array([0.70, 0.10, 0.10, 0.10])
+    shifted = {
+        "to a synonym": np.array([0.40, 0.40, 0.10, 0.10]),
+        "to another meaning": np.array([0.40, 0.10, 0.10, 0.40]),
     }
     figure, axes = new_figure(columns=2, width=3.2, height=2.6)
     places = np.arange(len(words))
-    distances = {}
-    for offset, (name, policy) in enumerate(candidates.items()):
-        axes[0, 0].bar(places + 0.27 * (offset + 1), policy, width=0.25, label=name)
-        phi, psi = sinkhorn_potentials(policy, reference, cost, reg=0.05, num_iters=2000)
-        mixture = (policy + reference) / 2
-        kl = lambda p, q: (p * (p / q).log()).sum().item()  # noqa: E731
-        distances[name] = {
-            "KL": kl(policy, reference),
-            "JS": (kl(policy, mixture) + kl(reference, mixture)) / 2,
-            "Wasserstein": (policy @ phi + reference @ psi).item(),
-        }
     axes[0, 0].bar(places, reference, width=0.25, color="0.6", label="reference")
+    for offset, (name, policy) in enumerate(shifted.items()):
+        distances = distances_between(policy, reference, points)
+        color = PALETTE[offset]
+        axes[0, 0].bar(places + 0.27 * (offset + 1), policy, width=0.25, color=color, label=name)
+        axes[0, 1].bar(np.arange(3) + 0.3 * offset, distances.values(), width=0.28, color=color, label=name)
     axes[0, 0].set(title="next-token probabilities")
     axes[0, 0].set_xticks(places + 0.27, words)
     axes[0, 0].legend()
-    for offset, (name, values) in enumerate(distances.items()):
-        axes[0, 1].bar(np.arange(3) + 0.3 * offset, values.values(), width=0.28, label=name)
     axes[0, 1].set(title="distance to the reference")
-    axes[0, 1].set_xticks(np.arange(3) + 0.15, list(distances["to a synonym"]))
+    axes[0, 1].set_xticks(np.arange(3) + 0.15, list(distances))
     return figure
+
+
+def distances_between(policy: np.ndarray, reference: np.ndarray, points: np.ndarray) -> dict[str, float]:
+    """KL, JS and the dual value of the Wasserstein distance between distributions over points (n, d)."""
+    import torch  # for this figure alone; the others are drawn without it
+
+    from papers.wpr.wasserstein import sinkhorn_potentials
+
+    p, q = torch.from_numpy(policy), torch.from_numpy(reference)
+    cost = torch.cdist(torch.from_numpy(points), torch.from_numpy(points))
+    phi, psi = sinkhorn_potentials(p, q, cost, reg=0.05, num_iters=2000)
+    mixture = (policy + reference) / 2
+    return {
+        "KL": entropy(policy, reference),
+        "JS": (entropy(policy, mixture) + entropy(reference, mixture)) / 2,
+        "Wasserstein": (p @ phi + q @ psi).item(),
+    }
 
 
 def present_settings(tables: Tables) -> list[str]:
