@@ -29,16 +29,18 @@ class DataOptions:
 class HubDataOptions:
     """A preference data set of the paper, split for the three training stages as the paper splits it."""
 
-    dataset: Literal["tldr", "hh-rlhf", "apps"]
-    """Which data set: summaries, dialogues or programs."""
-    source: str
-    """Hub name of the data set, or a local file in its format."""
+    dataset: Literal["tldr", "hh-rlhf"]
+    """Format of the records: posts with summaries, or dialogues."""
+    train: str
+    """Pairs that are divided among the three trainings: a local file, or ``<hub name>[#<configuration>]:<split>``."""
+    evaluation: str
+    """Pairs whose prompts are evaluated on, likewise."""
     supervised_share: float = 0.2
     """Share of the training split used for supervised fine-tuning."""
     reward_share: float = 0.4
     """Share used for the reward model; PPO prompts take the rest."""
     split_seed: int = 1234
-    """Seed of the split and of the choice of evaluation prompts."""
+    """Seed of the split and of the choice of evaluation prompts, the same for all training seeds."""
     validation_prompts: int = 1000
     """Prompts on which the penalty weight is selected."""
     test_prompts: int = 2000
