@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import matplotlib
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
-from papers.bpo.bregman_losses import bregman_divergence, bregman_gradient_magnitude
 from papers.bpo.evaluate import TABULAR, lambdas
 from shared.errors import InputError
 from shared.plotting import PALETTE, house_style, line_with_band, new_figure, save_figure
@@ -20,29 +18,35 @@ from shared.stage import Input, Output, run
 from shared.tables import read_table
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = PALETTE
-TITLES = {"clean": "clean labels (κ = 4)", "noisy": "noisy labels (κ = 1)"}
-# Families of the scatter plot: label, colour, marker, and the short names of their members.
-FAMILIES: dict[str, tuple[str, str, dict[str, str]]] = {
-    "DPO": (BLACK, "X", {"dpo": "DPO"}),
-    "f-DPO": (
-        SKY,
-        "s",
-        {"fdpo-fkl": "FKL", "fdpo-js": "JS", "fdpo-alpha:0.1": "α", "fdpo-chi2": "χ²"},
-    ),
-    "f-PO": (
-        GREEN,
-        "^",
-        {"fpo-rkl": "RKL", "fpo-js": "JS", "fpo-jeffreys": "Jeffreys", "fpo-alpha:0.1": "α"},
-    ),
-    "BPO": (ORANGE, "D", {"kliep": "KLIEP", "lsif": "LSIF", "ba:2": "BA 2"}),
-    "SBA": (
-        VERMILION,
-        "o",
-        {"sba:-0.5": "−½", "sba:0": "0", "sba:0.5": "½", "sba:1": "1", "sba:2": "2"},
-    ),
+TITLES = {"clean": "clean labels (κ = 4)", "noisy": "noisy labels (κ = 1)", "hh": "HH dialogues"}
+# Families of the scatter plot with their colour and marker, and short names of members that need one.
+FAMILIES = {
+    "DPO": (BLACK, "X"),
+    "f-DPO": (SKY, "s"),
+    "f-PO": (GREEN, "^"),
+    "BPO": (ORANGE, "D"),
+    "SBA": (VERMILION, "o"),
 }
-POWERS = (-0.5, 0.0, 0.5, 1.0, 2.0)
+SHORT = {"fkl": "FKL", "rkl": "RKL", "js": "JS", "alpha": "α", "chi2": "χ²", "jeffreys": "Jeffreys"}
 SEQUENTIAL = "viridis"
+# Families of the tabular study: label and colour.
+TABULAR_FAMILIES = {"bpo": ("BPO", VERMILION), "f_dpo": ("f-DPO", SKY), "f_po": ("f-PO", GREEN)}
+LOSS_WORDS = {
+    "scaled_basu": "SBA",
+    "basu": "BA",
+    "kliep": "KLIEP",
+    "lsif": "LSIF",
+    "forward_kl": "forward KL",
+    "reverse_kl": "reverse KL",
+    "jensen_shannon": "JS",
+    "jeffreys": "Jeffreys",
+    "chi_squared": "χ²",
+    "alpha": "α",
+    "logistic": "logistic (DPO)",
+    "_clipped": " clipped",
+    "_": " ",
+}
+ROUNDING = 1e-17  # a distance below it, or negative, is rounding
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Tables:
     temperatures: pd.DataFrame
     training: pd.DataFrame
     held_out: pd.DataFrame
+    generators: pd.DataFrame
 
     @property
     def settings(self) -> list[str]:
@@ -69,75 +74,50 @@ def tradeoff(tables: Tables) -> Figure:
     figure, axes = new_figure(columns=len(tables.settings), width=4.3, height=3.9)
     for panel, setting in zip(axes[0], tables.settings, strict=True):
         wins, entropies = tables.by_seed(setting, "win_vs_sft"), tables.by_seed(setting, "entropy")
-        for family, (colour, marker, members) in FAMILIES.items():
-            names = [name for name in members if name in wins]
-            for position, name in enumerate(names):
-                x, y = entropies[name], wins[name]
-                panel.plot(
-                    x.mean(),
-                    y.mean(),
-                    marker=marker,
-                    color=colour,
-                    linestyle="none",
-                    markersize=6,
-                    label=None if position else family,
-                    zorder=3,
-                )
-                panel.plot([x.min(), x.max()], [y.mean()] * 2, color=colour, linewidth=0.8, alpha=0.6)
-                panel.plot([x.mean()] * 2, [y.min(), y.max()], color=colour, linewidth=0.8, alpha=0.6)
-                if family != "DPO":
-                    panel.annotate(
-                        members[name],
-                        (x.mean(), y.mean()),
-                        textcoords="offset points",
-                        xytext=(5, 4),
-                        fontsize=7,
-                        color=colour,
-                    )
+        members = [(name, *family_of(name)) for name in wins.columns if family_of(name)]
+        for family, (colour, marker) in FAMILIES.items():
+            names = {name: label for name, its_family, label in members if its_family == family}
+            x, y = entropies[list(names)], wins[list(names)]
+            panel.plot(x.mean(), y.mean(), marker, color=colour, markersize=6, label=family, zorder=3)
+            panel.hlines(y.mean(), x.min(), x.max(), color=colour, linewidth=0.8, alpha=0.6)
+            panel.vlines(x.mean(), y.min(), y.max(), color=colour, linewidth=0.8, alpha=0.6)
+            for name, label in names.items():
+                at = (x[name].mean(), y[name].mean())
+                panel.annotate(label, at, xytext=(5, 4), textcoords="offset points", fontsize=7, color=colour)
         limits = panel.get_xlim(), panel.get_ylim()
         curve = temperature_curve(tables, setting, "dpo")
-        panel.plot(
-            curve["entropy"], curve["win_vs_sft"], color="0.55", linestyle="--", linewidth=1, label="DPO, temperature"
-        )
-        panel.set_xlim(*limits[0])
-        panel.set_ylim(*limits[1])
+        panel.plot(*curve[["entropy", "win_vs_sft"]].to_numpy().T, "--", color="0.55", linewidth=1, label="DPO over T")
+        panel.set(xlim=limits[0], ylim=limits[1])
         panel.set(title=TITLES.get(setting, setting), xlabel="token entropy (nats)")
     axes[0, 0].set_ylabel("win rate over the supervised model")
-    axes[0, -1].legend(loc="lower left")
+    axes[0, -1].legend()
     return figure
 
 
 def generators(tables: Tables) -> Figure:
-    """Pointwise divergences and gradient weights of the generators (the paper's figures 2 and 3); no data."""
-    figure, axes = new_figure(columns=3, width=3.1, height=2.7)
-    log_ratio = torch.linspace(np.log(0.05), np.log(20), 400, dtype=torch.float64)
-    ratio = log_ratio.exp().numpy()
-    divergence, *panels = axes[0]
-    for (label, options), colour in zip(
-        {
-            "logistic": {"generator": "logistic"},
-            "KLIEP": {"generator": "kliep"},
-            "LSIF": {"generator": "lsif"},
-            "SBA, λ = ½": {"generator": "scaled_basu", "lam": 0.5},
-        }.items(),
-        (BLACK, BLUE, ORANGE, VERMILION),
-        strict=True,
-    ):
-        values = bregman_divergence(torch.full_like(log_ratio, np.log(0.5)), log_ratio, **options)
-        divergence.plot(ratio, values, color=colour, label=label)
-    divergence.axvline(0.5, color="0.5", linewidth=0.8, linestyle="--")
-    divergence.set(title="pointwise divergence", ylabel=r"$B_h(R_{data} = ½ \| R)$", ylim=(1e-4, 30), yscale="log")
-    divergence.legend(loc="lower right")
-    for panel, (name, generator) in zip(panels, {"BA": "basu", "SBA": "scaled_basu"}.items(), strict=True):
-        for power, colour in zip(POWERS, power_colours(), strict=True):
-            weights = bregman_gradient_magnitude(log_ratio, generator=generator, lam=power)
-            panel.plot(ratio, weights, color=colour, label=f"λ = {spelled(power)}")
-        logistic = bregman_gradient_magnitude(log_ratio, generator="logistic")
-        panel.plot(ratio, logistic, color=BLACK, linestyle="--", label="logistic")
-        panel.set(title=f"gradient weight, {name}", ylabel=r"$G_h(R)$", yscale="log", ylim=(0.02, 300))
-    panels[0].legend(ncols=2, loc="upper center")
+    """Pointwise divergences and gradient weights of the generators (the paper's figures 2 and 3)."""
+    figure, axes = new_figure(columns=3, width=3.1, height=2.9)
+    curves = {key: rows.set_index("ratio") for key, rows in tables.generators.groupby(["generator", "lam"])}
+    shown = {
+        "logistic": (("logistic", 0.0), BLACK, "--"),
+        "KLIEP": (("kliep", 0.0), BLUE, "-"),
+        "LSIF": (("lsif", 0.0), ORANGE, "-"),
+        "SBA, λ = ½": (("scaled_basu", 0.5), VERMILION, "-"),
+    }
+    for label, (key, colour, line) in shown.items():
+        axes[0, 0].plot(curves[key]["divergence"], color=colour, linestyle=line, label=label)
+    axes[0, 0].axvline(0.5, color="0.5", linewidth=0.8, linestyle=":")
+    axes[0, 0].set(ylabel=r"$B_h(\frac{1}{2} \,\|\, R)$", ylim=(1e-4, 100), title="pointwise divergence")
+    axes[0, 0].legend(loc="lower right")
+    for panel, (name, generator) in zip(axes[0, 1:], {"BA": "basu", "SBA": "scaled_basu"}.items(), strict=True):
+        members = sorted(lam for member, lam in curves if member == generator)
+        for lam, colour in zip(members, power_colours(len(members)), strict=True):
+            panel.plot(curves[generator, lam]["gradient"], color=colour, label=f"λ = {spelled(lam)}")
+        panel.plot(curves["logistic", 0.0]["gradient"], color=BLACK, linestyle="--", label="logistic")
+        panel.set(ylabel=r"$G_h(R)$", ylim=(0.03, 3000), title=f"gradient weight, {name}")
+    axes[0, 2].legend(ncols=2, loc="upper center")
     for panel in axes[0]:
-        panel.set(xscale="log", xlabel="R")
+        panel.set(xscale="log", yscale="log", xlabel="R")
     return figure
 
 
@@ -172,16 +152,10 @@ def powers(tables: Tables) -> Figure:
 
 def temperature(tables: Tables) -> Figure:
     """Win rate against temperature, and against the entropy that it gives (the paper's figures 6 and 9)."""
-    figure, axes = new_figure(len(tables.settings), 2, width=4.0, height=2.8)
+    figure, axes = new_figure(len(tables.settings), 2, width=4.0, height=2.9)
     for panels, setting in zip(axes, tables.settings, strict=True):
-        for name, colour in (("dpo", BLACK), *zip(curve_names(tables), power_colours(), strict=False)):
+        for name, (label, style) in power_styles(curve_names(tables)).items():
             curve = temperature_curve(tables, setting, name)
-            style = {
-                "color": colour,
-                "marker": "X" if name == "dpo" else "o",
-                "linestyle": "--" if name == "dpo" else "-",
-            }
-            label = "DPO" if name == "dpo" else f"SBA, λ = {spelled(float(name.removeprefix('sba:')))}"
             panels[0].plot(curve.index, curve["win_vs_sft"], label=label, **style)
             panels[1].plot(curve["entropy"], curve["win_vs_sft"], **style)
         panels[0].set(ylabel="win rate over the supervised model", title=TITLES.get(setting, setting))
@@ -193,21 +167,17 @@ def temperature(tables: Tables) -> Figure:
 
 def gradient_norm(tables: Tables) -> Figure:
     """Norm of the gradient before clipping in every step (the paper's figure 10)."""
-    figure, axes = new_figure(columns=len(tables.settings), width=4.0, height=2.8, sharey=True)
-    shown = {"dpo": ("DPO", BLACK), "ba:2": ("BA, λ = 2", PURPLE)}
-    shown |= {
-        name: (f"SBA, λ = {spelled(power)}", colour)
-        for (name, power), colour in zip(
-            lambdas(list(tables.training["method"].unique())).items(), power_colours(), strict=False
-        )
-    }
+    figure, axes = new_figure(columns=len(tables.settings), width=4.0, height=2.9, sharey=True)
+    methods = tables.training["method"].unique().tolist()
+    styles = power_styles(list(lambdas(methods)))
+    if "ba:2" in methods:
+        styles["ba:2"] = ("BA, λ = 2", {"color": PURPLE, "linestyle": "-."})
     for panel, setting in zip(axes[0], tables.settings, strict=True):
         rows = tables.training[tables.training["setting"] == setting]
-        for name, (label, colour) in shown.items():
+        for name, (label, style) in styles.items():
             norms = rows[rows["method"] == name].pivot(index="seed", columns="step", values="grad_norm")
-            if len(norms):
-                panel.plot(norms.columns, norms.mean(), color=colour, linewidth=1.2, label=label)
-        panel.axhline(10, color="0.5", linewidth=0.8, linestyle="--")
+            panel.plot(norms.columns, norms.mean(), label=label, **style | {"marker": "", "linewidth": 1.2})
+        panel.axhline(10, color="0.5", linewidth=0.8, linestyle=":")
         panel.set(title=TITLES.get(setting, setting), xlabel="step", yscale="log")
     axes[0, 0].set_ylabel("gradient norm")
     axes[0, -1].legend(ncols=2)
@@ -216,23 +186,20 @@ def gradient_norm(tables: Tables) -> Figure:
 
 def tabular(tables: Tables) -> Figure:
     """Distance of every loss's minimiser from DPO's optimum, on problems solved exactly (the paper's table 1)."""
-    gaps = tables.by_seed(TABULAR, "optimality_gap")
-    names = sorted(gaps.columns, key=lambda name: (["bpo", "f_dpo", "f_po"].index(name.split("/")[0]), name))
-    figure, axes = new_figure(width=6.2, height=0.21 * len(names) + 0.9)
-    colours = {"bpo": VERMILION, "f_dpo": SKY, "f_po": GREEN}
-    labels = {"bpo": "BPO", "f_dpo": "f-DPO", "f_po": "f-PO"}
+    gaps = tables.by_seed(TABULAR, "optimality_gap").clip(lower=ROUNDING)
+    figure, axes = new_figure(width=6.2, height=5.2)
     panel = axes[0, 0]
-    for row, name in enumerate(names):
-        family = name.split("/")[0]
-        values = gaps[name].clip(lower=1e-18)
-        panel.plot(values, [row] * len(values), "|", color=colours[family], alpha=0.5, markersize=6)
-        panel.plot(max(gaps[name].mean(), 1e-18), row, "o", color=colours[family], markersize=5)
+    names = [(family, name) for family in TABULAR_FAMILIES for name in gaps if name.startswith(f"{family}/")]
+    for row, (family, name) in enumerate(names):
+        colour = TABULAR_FAMILIES[family][1]
+        panel.plot(gaps[name], [row] * len(gaps), "|", color=colour, alpha=0.4, markersize=6)
+        panel.plot(gaps[name].mean(), row, "o", color=colour, markersize=5)
     for bound in (1e-8, 1e-3):
         panel.axvline(bound, color="0.4", linewidth=0.8, linestyle="--")
-    panel.set_yticks(
-        range(len(names)), [f"{labels[n.split('/')[0]]} {n.split('/')[1].replace('_', ' ')}" for n in names]
-    )
+    labels = [f"{TABULAR_FAMILIES[family][0]} {loss_label(name)}" for family, name in names]
+    panel.set_yticks(range(len(names)), labels)
     panel.set(xscale="log", xlabel=r"KL($\pi^*$ || minimiser), nats", ylim=(len(names) - 0.5, -0.5))
+    panel.grid(visible=False, axis="y")
     return figure
 
 
@@ -241,9 +208,35 @@ FIGURES: dict[str, Callable[[Tables], Figure]] = {
 }
 
 
-def power_colours(count: int = len(POWERS)) -> list[tuple[float, float, float, float]]:
+def family_of(method: str) -> tuple[str, str] | None:
+    """Family of a method and its short name in the scatter plot; None for what is not shown there."""
+    loss, _, number = method.partition(":")
+    if "@" in method or method.startswith(("best-", "inner-")):
+        return None
+    if method == "dpo":
+        return "DPO", ""
+    if loss == "sba":
+        return "SBA", spelled(float(number))
+    if loss in ("ba", "kliep", "lsif"):
+        return "BPO", f"{loss.upper()} {spelled(float(number))}" if number else loss.upper()
+    for prefix, family in (("fdpo-", "f-DPO"), ("fpo-", "f-PO")):
+        if loss.startswith(prefix):
+            return family, SHORT[loss.removeprefix(prefix)]
+    return None
+
+
+def power_colours(count: int) -> list[tuple[float, float, float, float]]:
     """A dark-to-bright colour for each lambda in increasing order."""
     return [matplotlib.colormaps[SEQUENTIAL](0.9 * index / max(count - 1, 1)) for index in range(count)]
+
+
+def power_styles(names: list[str]) -> dict[str, tuple[str, dict[str, object]]]:
+    """Label and line style of DPO and of SBA's members."""
+    styles = {"dpo": ("DPO", {"color": BLACK, "marker": "X", "linestyle": "--", "zorder": 3})}
+    for name, colour in zip(names, power_colours(len(names)), strict=True):
+        label = f"SBA, λ = {spelled(float(name.removeprefix('sba:')))}"
+        styles[name] = (label, {"color": colour, "marker": "o", "linestyle": "-"})
+    return styles
 
 
 def temperature_curve(tables: Tables, setting: str, method: str) -> pd.DataFrame:
@@ -259,6 +252,14 @@ def curve_names(tables: Tables) -> list[str]:
     return [name for name in lambdas(list(counts.index)) if counts[name] > 1]
 
 
+def loss_label(name: str) -> str:
+    """A loss of the tabular study in words."""
+    label = name.partition("/")[2]
+    for code, word in LOSS_WORDS.items():
+        label = label.replace(code, word)
+    return label.replace("-", "−")
+
+
 def spelled(power: float) -> str:
     """A number with a minus sign as typeset."""
     return f"{power:g}".replace("-", "−")
@@ -271,6 +272,7 @@ def draw(
     temperatures: Input,
     training: Input,
     held_out: Input,
+    generators: Input,
     png: Output,
     pdf: Output,
 ) -> None:
@@ -282,6 +284,7 @@ def draw(
         temperatures=read_table(temperatures),
         training=read_table(training),
         held_out=read_table(held_out),
+        generators=read_table(generators),
     )
     with house_style():
         save_figure(FIGURES[figure](tables), png, pdf)

@@ -31,9 +31,13 @@ class HubDataOptions:
     dataset: Literal["hh-rlhf", "tldr", "ultrafeedback"]
     """Its format: dialogues, summaries or instructions."""
     train: str
-    """Training pairs: a local file, or ``<hub name>:<split>``."""
+    """Training pairs: a local file, or ``<hub name>[#<configuration>]:<split>``."""
     test: str
     """Test pairs, likewise."""
+    before_prompt: str = "\n\nHuman: "
+    """What stands before an instruction; dialogues and summaries have cues of their own."""
+    after_prompt: str = "\n\nAssistant: "
+    """What stands after it."""
     single_turn: bool = False
     """Whether dialogues of several turns are left out."""
     held_out_pairs: int = 512
