@@ -37,8 +37,8 @@ def read_table(path: Path, columns: tuple[str, ...] | None = None) -> pd.DataFra
         raise InputError(f"{path}: no such file")
     try:
         frame = pq.ParquetFile(path).read().to_pandas()
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: not a parquet file: {str(error).splitlines()[0]}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a whole parquet file: {str(error).splitlines()[0]}") from None
     for column in columns or ():
         if column not in frame.columns:
             raise InputError(f"{path}: no column {column!r}; there are: {', '.join(map(str, frame.columns))}")

@@ -18,6 +18,7 @@ from shared.tables import read_table
 
 # Bias of the annotators towards boilerplate in each setting: the dose.
 BIAS = {"B": 0.0, "M": 0.25, "A": 0.5}
+TITLES = {setting: f"{setting}: b = {bias:g}" for setting, bias in BIAS.items()}
 LABELS = {
     "wpr": "WPR",
     "rkl": "reverse KL",
@@ -89,7 +90,7 @@ def frontier(tables: Tables) -> Figure:
             points = here[here["method"] == method]
             look = STYLES[method] | {"linestyle": "none"}
             axis.plot(points["kl"], points["quality"], label=LABELS[method], markersize=7, **look)
-        axis.set(xlabel="KL to the reference (nats per response)", title=f"{setting}: b = {BIAS[setting]:g}")
+        axis.set(xlabel="KL to the reference (nats per response)", title=TITLES.get(setting, setting))
     axes[0, 0].set_ylabel("gold reward on test prompts")
     axes[0, 0].legend(loc="lower left")
     return figure
@@ -108,7 +109,7 @@ def penalty_weight(tables: Tables) -> Figure:
                 line_with_band(axis, wide.columns, wide.to_numpy(), label=LABELS[method], **STYLES[method])
         reference = here[here["method"] == "supervised"]["quality"].mean()
         axis.axhline(reference, color=STYLES["supervised"]["color"], linewidth=0.9, linestyle=":", label="supervised")
-        axis.set(xlabel="penalty weight β", xscale="log", title=f"{setting}: b = {BIAS[setting]:g}")
+        axis.set(xlabel="penalty weight β", xscale="log", title=TITLES.get(setting, setting))
     axes[0, 0].set_ylabel("gold reward on test prompts")
     axes[0, -1].legend()
     return figure
@@ -131,7 +132,7 @@ def methods(tables: Tables) -> Figure:
                 axis.plot(values, np.full(len(values), place), "o", color=color, alpha=0.35, markersize=3.5)
                 axis.plot(values.mean(), place, "D", color=color, markersize=5)
         axis.axvline(here["rkl"].mean(), color="0.5", linewidth=0.8, linestyle=":")
-        axis.set(xlabel="gold reward", title=f"{setting}: b = {BIAS[setting]:g}")
+        axis.set(xlabel="gold reward", title=TITLES.get(setting, setting))
     axes[0, 0].set_yticks(places, [LABELS[name] for name in names])
     return figure
 
@@ -148,7 +149,7 @@ def overoptimization(tables: Tables) -> Figure:
                 if wide.size:
                     look = STYLES[method] | {"marker": ""}
                     line_with_band(axes[row, column], wide.columns, wide.to_numpy(), label=LABELS[method], **look)
-        axes[0, column].set_title(f"{setting}: b = {BIAS[setting]:g}")
+        axes[0, column].set_title(TITLES.get(setting, setting))
         axes[1, column].set_xlabel("update")
     axes[0, 0].set_ylabel("reward model's score")
     axes[1, 0].set_ylabel("gold reward")
@@ -291,8 +292,9 @@ def distances_between(policy: np.ndarray, reference: np.ndarray, points: np.ndar
 
 
 def present_settings(tables: Tables) -> list[str]:
-    """Settings that were run, in the order of the bias."""
-    return [setting for setting in BIAS if setting in set(tables.metrics["setting"])]
+    """Settings that were run, in the order of the bias; others after them."""
+    found = set(tables.metrics["setting"])
+    return [*(setting for setting in BIAS if setting in found), *sorted(found - BIAS.keys())]
 
 
 def seed_table(metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -351,8 +353,8 @@ def draw(
         units=read_units(units),
         sweep=read_table(sweep),
         training=read_table(training),
-        tokens=pd.concat([read_table(path) for path in tokens], ignore_index=True),
-        convergence=pd.concat([read_table(path) for path in convergence], ignore_index=True),
+        tokens=pd.concat([pd.DataFrame(), *map(read_table, tokens)], ignore_index=True),
+        convergence=pd.concat([pd.DataFrame(), *map(read_table, convergence)], ignore_index=True),
     )
     with house_style():
         save_figure(FIGURES[figure](tables), png, pdf)

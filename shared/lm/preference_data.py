@@ -31,7 +31,7 @@ class Record(NamedTuple):
     content: Mapping[str, Any]
 
 
-def read_preferences(source: str, dataset: str, *, template: str = "{prompt}") -> tuple[pd.DataFrame, int]:
+def read_preferences(source: str, dataset: str, *, template: str = "<prompt>") -> tuple[pd.DataFrame, int]:
     """Pairs of a data set as a table with columns prompt, chosen, rejected, and the number of records left out.
 
     Left out are pairs that teach nothing: with an empty or two identical answers.
@@ -39,7 +39,7 @@ def read_preferences(source: str, dataset: str, *, template: str = "{prompt}") -
     Args:
         source: a local ``.jsonl`` or ``.jsonl.gz`` file, or ``<hub name>[#<configuration>]:<split>``.
         dataset: its format: hh-rlhf, tldr or ultrafeedback.
-        template: what the bare instructions of ultrafeedback are put into, at ``{prompt}``; the other formats have cues
+        template: what the bare instructions of ultrafeedback are put into, at ``<prompt>``; the other formats have cues
             of their own.
 
     Raises:
@@ -51,7 +51,7 @@ def read_preferences(source: str, dataset: str, *, template: str = "{prompt}") -
     for record in read_records(source):
         pair = PAIRS[dataset](record)
         if pair.chosen.strip() and pair.rejected.strip() and pair.chosen != pair.rejected:
-            prompt = template.replace("{prompt}", pair.prompt) if dataset == "ultrafeedback" else pair.prompt
+            prompt = template.replace("<prompt>", pair.prompt) if dataset == "ultrafeedback" else pair.prompt
             pairs.append(pair._replace(prompt=prompt))
         else:
             left_out += 1
