@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from papers.bpo.bregman_losses import (
     GENERATORS,
+    bregman_divergence,
     bregman_gradient_magnitude,
     bregman_ratio_loss,
     scale_matching_dpo,
@@ -255,6 +256,23 @@ def test_expected_loss_is_the_bregman_divergence_up_to_a_constant(member, p):
     tractable = p * bregman_ratio_loss(u, **member) + (1 - p) * bregman_ratio_loss(-u, **member)
     difference = intractable - tractable
     torch.testing.assert_close(difference, difference[:1].expand_as(difference), rtol=0, atol=1e-9)
+
+
+@EVERY_MEMBER
+def test_divergence_is_that_of_the_printed_generator(member):
+    a, b = torch.meshgrid(f64(-3.0, -0.4, 1.1, 2.5), f64(-2.0, -0.5, 1.0, 3.0), indexing="ij")
+    expected = h(a.exp(), **member) - h(b.exp(), **member) - h_prime(b.exp(), **member) * (a.exp() - b.exp())
+    torch.testing.assert_close(bregman_divergence(a, b, **member), expected)
+
+
+@PROPERTY
+@given(a=LOG_RATIOS, b=LOG_RATIOS, lam=st.sampled_from([-1.0, 0.0]))
+def test_divergence_has_its_limits_where_the_printed_generator_has_none(a, b, lam):
+    exact, near = (
+        bregman_divergence(f64(a), f64(b), generator="scaled_basu", lam=power).item() for power in (lam, lam + 1e-6)
+    )
+    assert exact >= -1e-12
+    assert exact == pytest.approx(near, rel=1e-4, abs=1e-4)
 
 
 @PROPERTY
