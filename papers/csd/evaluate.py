@@ -1,0 +1,96 @@
+"""Evaluate: collect the scores of every run into the tables of results.
+
+A metric's mean over suites stands under the run's setting, ``off-policy``; its mean over the prompts of one suite under
+``off-policy / held_out``. All suites count the same: in the units table the value of a prompt is multiplied by
+(prompts of all suites) / (suites x prompts of its suite), which is 1 for suites of one size.
+
+``rouge_l``, ``self_bleu``
+    x 100; lower Self-BLEU is more diverse
+``parse``
+    share of samples that the grammar can produce for their prompt
+``teacher_nll``
+    of the samples under the teacher, nats per token
+``kl_forward``, ``kl_reverse``, ``reference_nll``
+    along reference responses to the test prompts, nats per token; the method ``language`` has the exact entropy floor
+``tokens``
+    of a sample, end of sequence included
+``gradient_gap``, ``share_above_1_percent``, ``offset_spread``
+    from :mod:`papers.csd.examine`
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from papers.csd.options import VALIDATION
+from papers.csd.testbed import floor_per_token
+from shared.results import METRIC_KEY, aggregate, metrics_table, write_metrics, write_units
+from shared.stage import Input, Output, run
+from shared.tables import read_table, write_table
+
+RUN = ["setting", "method", "seed"]
+# Claims are tested on these, prompt by prompt; of the others only the means are kept.
+TESTED = ("rouge_l", "self_bleu")
+
+
+def evaluate(
+    *,
+    paper: str,
+    scale: str,
+    judge: str,
+    scores: tuple[Input, ...],
+    curves: tuple[Input, ...],
+    quantities: tuple[Input, ...],
+    prompts: Input,
+    metrics: Output,
+    units: Output,
+    training: Output,
+) -> None:
+    """Write the metrics and units tables and the training curves; ``judge`` is ``gold`` or ``none``, as in scoring."""
+    write_table(training, pd.concat([read_table(path) for path in curves], ignore_index=True))
+    values = pd.concat([read_table(path) for path in scores], ignore_index=True)
+    measured = [name for name in values.columns if name not in (*RUN, "suite", "prompt_id")]
+    long = values.melt([*RUN, "suite", "prompt_id"], measured, var_name="metric").assign(paper=paper, scale=scale)
+    key = list(METRIC_KEY)
+    per_suite = long.groupby([*key, "suite"])["value"].mean().reset_index()
+    over_suites = per_suite.groupby(key)["value"].mean().reset_index()
+    tested = long[long["metric"].isin(TESTED)].pipe(weigh_suites_equally)
+    unit_table = write_units(units, tested.drop(columns=["suite", "prompt_id"]))
+    parts = [
+        aggregate(unit_table),
+        over_suites[~over_suites["metric"].isin(TESTED)],
+        per_suite.assign(setting=per_suite["setting"] + " / " + per_suite["suite"]).drop(columns="suite"),
+        pd.concat([read_table(path) for path in quantities]).assign(paper=paper, scale=scale),
+    ]
+    if judge == "gold":
+        floor = per_suite_floor(read_table(prompts, ("suite", "prompt")))
+        seeds = sorted(values["seed"].unique())
+        parts.append(
+            pd.DataFrame({"seed": seeds, "value": floor}).assign(
+                paper=paper, scale=scale, setting="off-policy", method="language", metric="reference_nll"
+            )
+        )
+    write_metrics(metrics, metrics_table(pd.concat(parts, ignore_index=True)))
+
+
+def weigh_suites_equally(values: pd.DataFrame) -> pd.DataFrame:
+    """Values whose plain mean over all prompts of a run is the mean of the suites' means; names each unit.
+
+    Args:
+        values: columns setting, method, seed, metric, suite, prompt_id, value and any others; one row a prompt.
+    """
+    runs = values.groupby([*RUN, "metric"])
+    sizes = values.groupby([*RUN, "metric", "suite"])["value"].transform("size")
+    weights = runs["value"].transform("size") / (runs["suite"].transform("nunique") * sizes)
+    unit = values["suite"] + "/" + values["prompt_id"].astype(str)
+    return values.assign(value=values["value"] * weights, unit=unit)
+
+
+def per_suite_floor(prompts: pd.DataFrame) -> float:
+    """Mean over the test suites of the language's entropy floor, nats per token."""
+    tested = prompts[prompts["suite"] != VALIDATION]
+    return float(tested.groupby("suite")["prompt"].agg(lambda texts: floor_per_token(texts.tolist())).mean())
+
+
+if __name__ == "__main__":
+    run(evaluate)
