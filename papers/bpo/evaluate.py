@@ -11,7 +11,7 @@ Of each response at the sampling temperature, to test prompts:
     entropy of the next-token distribution in nats, a mean over all tokens of a method's responses; see
     :func:`entropy_by_response`
 ``self_bleu``
-    overlap among the samples of a prompt, in groups of a few
+    overlap among the samples of a prompt, in groups of a few; lower is more diverse
 
 Of each training:
 
@@ -50,7 +50,8 @@ from shared.statistics import frontier_weights
 from shared.tables import read_table, write_table
 
 WINS = {"win_vs_sft": SFT, "win_vs_preferred": PREFERRED}
-PER_RESPONSE = [*WINS, "score", "tokens", "entropy", "distinct_1"]
+# What claims compare, response by response, and what is only reported.
+COMPARED, REPORTED = [*WINS, "entropy"], ["score", "tokens", "distinct_1"]
 TABULAR = "tabular"
 
 
@@ -80,24 +81,23 @@ def evaluate(
     means = test.groupby(["setting", "method", "temperature", "seed"])[[*WINS, "score", "entropy"]].mean()
     write_table(temperatures, means.reset_index())
 
-    unit_rows = [
-        with_derived_methods(group, base, options) for _, group in by_response.groupby(["setting", "seed"], sort=True)
-    ]
-    unit_table = write_units(units, pd.concat(unit_rows, ignore_index=True).assign(paper=paper, scale=scale))
+    tables = [with_derived_methods(group, base, options) for _, group in by_response.groupby(["setting", "seed"])]
+    unit_rows, described = (pd.concat(parts, ignore_index=True) for parts in zip(*tables, strict=True))
+    unit_table = write_units(units, unit_rows.assign(paper=paper, scale=scale))
 
     steps = pd.concat([read_table(path) for path in curves], ignore_index=True)
     spread = pd.concat([read_table(path) for path in margins], ignore_index=True)
     write_table(training, steps)
     write_table(held_out, spread)
-    of_training = pd.concat([training_metrics(steps, options.final_steps), margin_metrics(spread), tabular(gaps)])
-    per_seed = pd.concat([aggregate(unit_table), of_training.assign(paper=paper, scale=scale)])
+    others = [described, training_metrics(steps, options.final_steps), margin_metrics(spread), tabular(gaps)]
+    per_seed = pd.concat([aggregate(unit_table), pd.concat(others).assign(paper=paper, scale=scale)])
     wall = pd.DataFrame(run_times(records))
     per_seed = per_seed.drop(columns="wall_seconds").merge(wall, on=["setting", "seed", "method"], how="left")
     write_metrics(metrics, per_seed)
 
 
 def measured(responses: pd.DataFrame, base: float) -> pd.DataFrame:
-    """The responses of one setting and seed with all of ``PER_RESPONSE``.
+    """The responses of one setting and seed with all of ``COMPARED`` and ``REPORTED``.
 
     The opponents are sampled at the temperature ``base``, whatever that of the responses is.
     """
@@ -111,6 +111,7 @@ def measured(responses: pd.DataFrame, base: float) -> pd.DataFrame:
     table = pd.concat(parts, ignore_index=True)
     for metric, opponent in WINS.items():
         table.loc[table["method"] == opponent, metric] = np.nan  # a method against itself
+    table["entropy"] = table["entropy"].astype(float)
     table["distinct_1"] = [distinct_n([text]) for text in table["response"]]
     run = ["method", "split", "temperature"]
     totals = table.groupby(run)[["entropy", "tokens"]].transform("sum")
@@ -148,44 +149,50 @@ def entropy_by_response(
     return mean + (entropy - mean * tokens) * responses / total_tokens
 
 
-def with_derived_methods(responses: pd.DataFrame, base: float, options: EvaluationOptions) -> pd.DataFrame:
-    """Unit rows of one setting and seed: method, setting, seed, unit, metric, value."""
+def with_derived_methods(
+    responses: pd.DataFrame, base: float, options: EvaluationOptions
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of one setting and seed: units of ``COMPARED`` (method, unit, metric, value), and means of what is reported.
+
+    Both have columns setting and seed, too.
+    """
     validation = responses[responses["split"] == "validation"].groupby("method")["win_vs_sft"].mean()
     test = responses[responses["split"] == "test"]
     at_base = test[test["temperature"] == base]
-    units = response_units(at_base)
-    overlap = self_bleu_units(at_base, options)
-    rows = pd.concat([units, overlap], ignore_index=True)
-    parts = [rows]
+    units, described = [response_units(at_base)], [descriptions(at_base, options)]
     for name, members in selections(list(validation.index)).items():
         if members:
             best = max(members, key=lambda member: validation[member])
-            parts.append(rows[rows["method"] == best].assign(method=name))
+            for parts in (units, described):
+                parts.append(parts[0][parts[0]["method"] == best].assign(method=name))
     dpo = test[test["method"] == "dpo"]
     if dpo["temperature"].nunique() > 1:
         for method in lambdas(list(validation.index)):
             entropy = at_base.loc[at_base["method"] == method, "entropy"].mean()
-            matched = interpolated(dpo, entropy)
-            parts.append(response_units(matched.assign(method=f"dpo-matching-{method}")))
+            units.append(response_units(interpolated(dpo, entropy).assign(method=f"dpo-matching-{method}")))
     label = {"setting": responses["setting"].iloc[0], "seed": responses["seed"].iloc[0]}
-    return pd.concat(parts, ignore_index=True).dropna(subset="value").assign(**label)
+    return tuple(
+        pd.concat(parts, ignore_index=True).dropna(subset="value").assign(**label) for parts in (units, described)
+    )
 
 
 def response_units(responses: pd.DataFrame) -> pd.DataFrame:
-    """Long rows of ``PER_RESPONSE``; a unit is a prompt with the number of the sample."""
+    """Long rows of ``COMPARED``; a unit is a prompt with the number of the sample."""
     named = responses.assign(unit=responses["prompt_id"].astype(str) + "-" + responses["sample"].astype(str))
-    return named.melt(id_vars=["method", "unit"], value_vars=PER_RESPONSE, var_name="metric")
+    return named.melt(id_vars=["method", "unit"], value_vars=COMPARED, var_name="metric")
 
 
-def self_bleu_units(responses: pd.DataFrame, options: EvaluationOptions) -> pd.DataFrame:
-    """Self-BLEU of each group of a prompt's samples; samples that fill no group are left out."""
-    rows = []
+def descriptions(responses: pd.DataFrame, options: EvaluationOptions) -> pd.DataFrame:
+    """Means of ``REPORTED`` and self-BLEU of each method: method, metric, value.
+
+    Self-BLEU is taken within groups of a prompt's samples; samples that fill no group are left out.
+    """
+    means = responses.groupby("method")[REPORTED].mean()
     grouped = responses.assign(group=responses["sample"] // options.group)
-    for (method, prompt, group), texts in grouped.groupby(["method", "prompt_id", "group"])["response"]:
-        if len(texts) == options.group:
-            value = self_bleu([texts.tolist()], max_ngram_order=options.ngram)
-            rows.append({"method": method, "unit": f"{prompt}-group{group}", "metric": "self_bleu", "value": value})
-    return pd.DataFrame(rows, columns=["method", "unit", "metric", "value"])
+    texts = grouped.groupby(["method", "prompt_id", "group"])["response"].apply(list)
+    full = texts[texts.map(len) == options.group].groupby("method")
+    overlap = full.apply(lambda groups: self_bleu(groups.tolist(), max_ngram_order=options.ngram))
+    return means.assign(self_bleu=overlap).reset_index().melt(id_vars="method", var_name="metric")
 
 
 def lambdas(methods: list[str]) -> dict[str, float]:
@@ -211,7 +218,7 @@ def interpolated(dpo: pd.DataFrame, entropy: float) -> pd.DataFrame:
     points = [rows.sort_values(["prompt_id", "sample"]) for _, rows in dpo.groupby("temperature", sort=True)]
     weights = frontier_weights(entropy, [rows["entropy"].mean() for rows in points], outside="nearest")
     mixed = points[0][["prompt_id", "sample"]].copy()
-    for column in PER_RESPONSE:
+    for column in COMPARED:
         mixed[column] = sum(weight * rows[column].to_numpy() for weight, rows in zip(weights, points, strict=True))
     return mixed
 

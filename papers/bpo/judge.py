@@ -40,7 +40,7 @@ def reward_model_judge(source: str, device: torch.device, *, batch_size: int = 1
         InputError: there is no such model, or it has several labels.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="right")  # an encoder counts positions from 0
         model = AutoModelForSequenceClassification.from_pretrained(source, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise InputError(f"{source}: no reward model to load: {str(error).splitlines()[0]}") from None

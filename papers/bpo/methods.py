@@ -149,7 +149,7 @@ def ratio_bounds(method: Method, options: LossOptions) -> tuple[float | None, fl
     """The bounds between which the method clips R, None where it has none."""
     if method.generator is None or not method.clipped:
         return None, None
-    return options.ratio_min, options.simpo_ratio_max if method.ratio == "simpo" else None
+    return options.ratio_min, {"f_dpo": options.f_dpo_ratio_max, "simpo": options.simpo_ratio_max}.get(method.ratio)
 
 
 def clipped_share(method: Method, options: LossOptions, log_ratio: Tensor) -> Tensor:

@@ -399,7 +399,7 @@ def sample(
                         "sample": part % count,
                         "response": texts,
                         "tokens": lengths,
-                        "entropy": entropies.double().cpu().numpy(),
+                        "entropy": entropies.float().cpu().numpy(),
                         "score": bench.judge(table["prompt"].iloc[asked].tolist(), texts, finished),
                     }
                 )
@@ -416,7 +416,7 @@ def reference_samples(bench: Bench) -> pd.DataFrame:
     finished = np.ones(len(table), dtype=bool)
     return table.drop(columns="prompt").assign(
         tokens=[len(row) for row in rows],
-        entropy=np.nan,
+        entropy=np.float32(np.nan),
         score=bench.judge(table["prompt"].tolist(), responses, finished),
         split="test",
         temperature=float(bench.options.sampling.temperature),

@@ -58,6 +58,8 @@ class LossOptions:
     """Strength of the divergence to the reference model."""
     ratio_min: float = 0.01
     """R is clipped from below by it under every generator but the logistic one."""
+    f_dpo_ratio_max: float = 1e4
+    """f-DPO's ratio, an exponential of an exponential, is clipped from above as well, lest float32 overflow."""
     label_smoothing: float = 1e-3
     """Of f-PO."""
     simpo_beta: float = 2.0

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from papers.bpo import evaluate as stage
 from papers.bpo.options import EvaluationOptions
+from shared.lm.diversity import distinct_n, self_bleu
 from shared.results import read_metrics, read_units
 from shared.tables import write_table
 
@@ -129,9 +130,11 @@ def test_tables_hold_what_the_claims_need(outputs, inputs):
 
     wall = metrics.set_index(["method", "seed"])["wall_seconds"]
     assert (wall["dpo", 1] == 2.5).all() and wall["dpo", 0].isna().all()
-    assert units.query("method == 'dpo' and seed == 0 and metric == 'self_bleu'")["unit"].tolist() == [
-        f"{prompt}-group{group}" for prompt in range(PROMPTS) for group in range(2)
-    ]
+    ordered = mine.sort_values(["prompt_id", "sample"])["response"].tolist()
+    groups = [ordered[start : start + 2] for start in range(0, len(ordered), 2)]
+    assert value["clean", "sba:2", 1, "self_bleu"] == pytest.approx(self_bleu(groups, max_ngram_order=2))
+    assert value["clean", "sba:2", 1, "distinct_1"] == pytest.approx(distinct_n(ordered))
+    assert set(units["metric"]) == {"win_vs_sft", "win_vs_preferred", "entropy"}
 
 
 def test_dpo_is_matched_in_entropy_response_by_response(outputs):

@@ -134,3 +134,14 @@ def test_clipped_share_counts_the_pairs_without_gradient():
 def test_only_generators_other_than_the_logistic_are_clipped_by_default():
     bounds = {name: ratio_bounds(parse_method(name), OPTIONS) for name in ("dpo", "kliep", "sba:0@simpo", "fpo-js")}
     assert bounds == {"dpo": (None, None), "kliep": (0.01, None), "sba:0@simpo": (0.01, 30.0), "fpo-js": (None, None)}
+    assert ratio_bounds(parse_method("fdpo-fkl"), OPTIONS) == (None, None)
+
+
+def test_sba_on_the_forward_kl_ratio_stays_finite_in_float32():
+    chosen = torch.tensor([-9.0, -30.0, 0.0], requires_grad=True)
+    zero = torch.zeros(3)
+    pairs = PairLogProbs(chosen, zero, zero, zero, zero + 1, zero + 1)
+    losses, _ = pair_losses(parse_method("sba:2@fdpo-fkl"), OPTIONS, pairs)
+    (slope,) = torch.autograd.grad(losses.sum(), chosen)
+    assert losses.isfinite().all() and slope.isfinite().all()
+    assert slope[0] == slope[1] == 0 > slope[2]

@@ -20,7 +20,7 @@ from shared.tables import read_table
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PAPER = REPOSITORY / "papers" / "bpo"
-SCALES = ("smoke", "small", "paper")
+SCALES = ("smoke", "small", "paper", "paper_tldr", "paper_ultrafeedback")
 
 
 def settings_of(scale: str) -> Scale:
