@@ -21,8 +21,9 @@ from shared.errors import InputError
 from shared.files import atomic_output, remove
 from shared.pages import read_captions
 from shared.provenance import plan
-from shared.published import STORE
+from shared.published import STORE, published_artifacts
 from shared.report import replace_between_markers, verdict_table_markdown
+from shared.restore import in_store
 from shared.verify import damaged_artifacts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +38,7 @@ def publish(targets: Annotated[tuple[str, ...], tyro.conf.Positional] = (), /) -
     """
     if changes := _output("git", "status", "--porcelain"):
         raise InputError(f"the tree is not clean; commit or remove first:\n{changes}")
+    fetch_published()
     prune()
     _run("snakemake", *targets, "--cores", "all")
     if foreign_artifacts():
@@ -54,14 +56,27 @@ def publish(targets: Annotated[tuple[str, ...], tyro.conf.Positional] = (), /) -
     print(_output("git", "status", "--short") or "nothing has changed since the last time")
 
 
+def fetch_published() -> None:
+    """Bring everything published that is still addressed: what was made from what can only be told of whole chains."""
+    with published_artifacts(ROOT) as published:
+        addressed = {in_store(path) for job in plan([], root=ROOT, scale=SCALE) for path in job.stored.values()}
+        published.pull(path for path in sorted(addressed) if published.holds(path) and not (ROOT / path).exists())
+
+
 def foreign_artifacts() -> list[Path]:
-    """Artifacts that no job of any paper addresses at the small scale, or that other code than the job's has made."""
-    addressed: set[str] = set()
-    for job in plan([], root=ROOT, scale=SCALE):
+    """Artifacts that are not results of the code as it is, at the small scale.
+
+    Those are artifacts that no job of any paper addresses, those that other code than their job's has made (it changed
+    while it ran), and all that was made from such.
+    """
+    jobs = plan([], root=ROOT, scale=SCALE)
+    genuine: list[bool] = []
+    for job in jobs:  # upstream first
         record = job.stored.get("record")
-        if record is None or not record.exists() or read_record(record)["code"] == job.params["code"]:
-            addressed |= {path.name for path in job.stored.values()}
-    return [path for path in sorted((ROOT / STORE).glob("*")) if path.name not in addressed]
+        own = record is None or (record.exists() and read_record(record)["code"] == job.params["code"])
+        genuine.append(own and all(genuine[index] for index in job.upstream))
+    kept = {path.name for job, good in zip(jobs, genuine, strict=True) if good for path in job.stored.values()}
+    return [path for path in sorted((ROOT / STORE).glob("*")) if path.name not in kept]
 
 
 def prune() -> None:

@@ -27,14 +27,14 @@ class Published:
     def __init__(self, repo: Repo) -> None:
         self._repo = repo
         self._filesystem = repo.dvcfs
-        self.sizes: dict[str, int] = {}
-        if Path(repo.root_dir, "data.dvc").exists():
-            for path, entry in self._files():
-                self.sizes[path] = entry["size"] or 0
+        self.sizes: dict[str, int] = dict(self._files()) if Path(repo.root_dir, "data.dvc").exists() else {}
 
-    def _files(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _files(self) -> Iterator[tuple[str, int]]:
         try:
-            yield from self._filesystem.find(STORE.as_posix(), detail=True, dvc_only=True).items()
+            for path in self._filesystem.find(STORE.as_posix()):
+                entry = self._filesystem.info(path)
+                if "dvc_info" in entry:  # files of the folder that are only here have none
+                    yield path, entry["size"] or 0
         except (DvcException, FileNotFoundError) as error:
             raise InputError(f"data.dvc: the remote does not hold this version of the store: {error}") from None
 

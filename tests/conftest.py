@@ -109,7 +109,10 @@ rule measure:
 
 rule figure:
     input: metrics=f"{R}/metrics.parquet"
-    output: png=f"{R}/figures/{{figure}}.png", pdf=f"{R}/figures/{{figure}}.pdf", record=f"{R}/records/figure-{{figure}}.json"
+    output:
+        png=f"{R}/figures/{{figure}}.png",
+        pdf=f"{R}/figures/{{figure}}.pdf",
+        record=f"{R}/records/figure-{{figure}}.json",
     params: **paper.stage("papers.PAPER.figures", figure="{figure}")
     log: f"{L}/figure-{{figure}}.log"
     cache: True

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from shared.errors import InputError
+from shared.files import remove
 from shared.fingerprint import fingerprint
 from shared.options import flags, read_scale, read_yaml
 
@@ -92,3 +93,14 @@ def papers_with_scale(root: Path, scale: str, targets: Sequence[str]) -> list[st
         known = sorted({name for names in scales.values() for name in names})
         raise InputError(f"scale={scale}: no paper has this scale; there are: {', '.join(known)}")
     return chosen
+
+
+def remove_dangling_links(root: Path) -> None:
+    """Remove results whose artifact is no longer in the store; Snakemake stumbles over such links.
+
+    A folder restored from the store (it holds links, and Snakemake's time stamp) goes as a whole.
+    """
+    for results in [root / "results", *root.glob("papers/*/results")]:
+        for link in [path for path in results.rglob("*") if path.is_symlink() and not path.exists()]:
+            restored_folder = (link.parent / ".snakemake_timestamp").exists()
+            remove(link.parent if restored_folder else link)

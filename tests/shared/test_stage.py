@@ -26,8 +26,8 @@ class CopyOptions:
     "How often the text is repeated."
     label: str | None = None
 
-def copy(options: CopyOptions, *, seed: int, ending: str = "", text: Input, more: tuple[Input, ...], out: Output, model: Output,
-         state: State):
+def copy(options: CopyOptions, *, seed: int, ending: str = "", text: Input, more: tuple[Input, ...], out: Output,
+         model: Output, state: State):
     "Copy a text."
     (state / "step").write_text("1")
     out.write_text(text.read_text() * options.times + ending + str(random.random()))

@@ -102,3 +102,11 @@ def test_nothing_is_computed_from_a_damaged_artifact(toy):
     toy.replace("papers/alpha/measure.py", '("new", 1.0)', '("new", 2.0)')
     output = toy.snakemake("papers/alpha", ok=False)
     assert f"{artifact}: damaged artifact" in output
+
+
+def test_a_deleted_artifact_is_made_again(toy):
+    toy.snakemake("papers/alpha")
+    for name in ("metrics.parquet", "records/measure.json"):
+        (toy.root / "papers/alpha/results/small" / name).resolve().unlink()
+    assert "1 jobs computed" in toy.snakemake("papers/alpha/results/small/metrics.parquet")
+    assert (toy.root / "papers/alpha/results/small/metrics.parquet").exists()

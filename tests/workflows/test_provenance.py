@@ -47,16 +47,6 @@ def test_provenance_of_every_paper_and_scale(paper, scale):
     assert problems(jobs) == []
 
 
-def test_scales_never_share_an_artifact():
-    for paper in PAPERS:
-        scales = [scale for each, scale in SCALES if each == paper]
-        addresses = [
-            {path for job in plan([f"papers/{paper}"], root=ROOT, scale=scale) for path in job.stored.values()}
-            for scale in scales
-        ]
-        assert len(set.union(*addresses)) == sum(map(len, addresses))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "expected"),

@@ -37,7 +37,7 @@ def test_a_figure_is_redrawn_from_the_least(published):
     clone = published.clone("clone")
     clone.replace("papers/alpha/figures.py", 'TITLE = "gold"', 'TITLE = "reward"')
     plan = clone.module("shared.restore", "--dry-run", FIGURE)
-    assert not (clone.root / "data").exists()
+    assert not list((clone.root / "data/artifacts").iterdir())
     assert "to be computed   alpha_figure [figure=values]: new code in papers.alpha.figures" in plan
     assert "from the store   alpha_measure" in plan and "alpha_draw" not in plan
     clone.module("shared.restore", FIGURE)
