@@ -40,6 +40,8 @@ LABELS = {
     "teacher": "teacher",
 }
 STYLES = method_styles(list(LABELS))
+# Lines are told apart by their style where colours repeat, single points by how much of them is filled.
+FILLS = {"-": "full", "--": "none", "-.": "left"}
 ROUGE, SELF_BLEU = "ROUGE-L (× 100)", "Self-BLEU (× 100), lower is more diverse"
 
 
@@ -62,9 +64,9 @@ def fidelity_diversity(tables: Tables) -> Figure:
     rouge, bleu = (seed_table(tables, "off-policy", metric) for metric in ("rouge_l", "self_bleu"))
     for method in LABELS:
         if method in rouge and method != "teacher":
-            look = STYLES[method] | {"linestyle": "none"}
+            look = STYLES[method] | {"linestyle": "none", "fillstyle": FILLS[STYLES[method]["linestyle"]]}
             axis.plot(bleu[method], rouge[method], alpha=0.3, markersize=3, **look)
-            axis.plot(bleu[method].mean(), rouge[method].mean(), label=LABELS[method], markersize=6.5, **look)
+            axis.plot(bleu[method].mean(), rouge[method].mean(), label=LABELS[method], markersize=7, **look)
     path = temperature_path(rouge)
     means = [(bleu[method].mean(), rouge[method].mean()) for method in path.values()]
     axis.plot(*zip(*means, strict=True), color="0.4", linewidth=0.9, zorder=1)
@@ -192,13 +194,13 @@ def learning_rates(tables: Tables) -> Figure:
         setting=tables.grid["run"].str.partition("/")[0], method=tables.grid["run"].str.partition("/")[2]
     )
     groups = {
-        "divergences": ("off-policy", [name for name in LABELS if "-" not in name]),
-        "logits": ("off-policy", [name for name in LABELS if "-" in name]),
-        "on-policy": ("imitkd", list(LABELS)),
+        "divergences": (["off-policy"], [name for name in LABELS if "-" not in name]),
+        "logits": (["off-policy"], [name for name in LABELS if "-" in name]),
+        "on-policy": (["imitkd", "gkd"], list(LABELS)),
     }
     figure, axes = new_figure(columns=len(groups), width=2.9, height=3.3, sharey=True)
-    for axis, (title, (setting, names)) in zip(axes[0], groups.items(), strict=True):
-        here = grid[grid["setting"] == setting]
+    for axis, (title, (settings, names)) in zip(axes[0], groups.items(), strict=True):
+        here = grid[grid["setting"].isin(settings)]
         for method in names:
             rows = here[here["method"] == method].sort_values("learning_rate")
             if len(rows):
