@@ -16,7 +16,7 @@ from typing import Annotated
 import tyro
 
 from shared.artifacts import read_record
-from shared.claims import read_verdicts
+from shared.claims import read_paper, read_verdicts
 from shared.errors import InputError
 from shared.files import atomic_output, remove
 from shared.pages import read_captions
@@ -51,6 +51,7 @@ def publish(targets: Annotated[tuple[str, ...], tyro.conf.Positional] = (), /) -
     _run(sys.executable, "-m", "dvc", "gc", "--workspace", "--cloud", "--force", "--quiet")
     for readme in sorted(ROOT.glob("papers/*/README.md")):
         refresh_readme(readme)
+    refresh_list(ROOT / "README.md")
     size = sum(path.stat().st_size for path in (ROOT / STORE).rglob("*") if path.is_file())
     print(f"published: {size / 2**20:.1f} MiB in the store")
     print(_output("git", "status", "--short") or "nothing has changed since the last time")
@@ -99,6 +100,20 @@ def refresh_readme(readme: Path) -> None:
     text = readme.read_text(encoding="utf-8")
     text = replace_between_markers(text, "verdicts", verdict_table_markdown(read_verdicts(verdicts).claims))
     text = replace_between_markers(text, "figure", f"![{caption.alt}](figures/{name}.png)\n\n*{caption.caption}*")
+    with atomic_output(readme) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def refresh_list(readme: Path) -> None:
+    """Put all papers, with how many of their claims got which verdict, between the markers of the main README."""
+    rows = ["| folder | paper | verdicts on its claims |", "| --- | --- | --- |"]
+    for path in sorted(ROOT.glob("papers/*/workflow.smk")):
+        paper = read_paper(path.with_name("paper.yaml"))
+        verdicts = path.with_name("results") / SCALE / "claims.json"
+        counts = read_verdicts(verdicts).counts if verdicts.exists() else {}
+        found = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) or "not published"
+        rows.append(f"| [`papers/{paper.id}`](papers/{paper.id}/README.md) | {paper.title}, {paper.venue} | {found} |")
+    text = replace_between_markers(readme.read_text(encoding="utf-8"), "papers", "\n".join(rows))
     with atomic_output(readme) as partial:
         partial.write_text(text, encoding="utf-8")
 

@@ -237,6 +237,7 @@ def toy(tmp_path) -> ToyRepository:
     shutil.copy(REPOSITORY / ".dvc" / ".gitignore", root / ".dvc" / ".gitignore")
     (root / "papers").mkdir()
     (root / "papers" / "__init__.py").touch()
+    (root / "README.md").write_text("# Toys\n\n<!-- generated:papers -->\n<!-- /generated:papers -->\n")
     repository = ToyRepository(root)
     for name in ("alpha", "beta"):
         repository.write_paper(name)

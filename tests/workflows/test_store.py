@@ -70,6 +70,8 @@ def test_publishing_twice_changes_nothing(published):
     output = published.module("shared.publish", "papers/alpha")
     assert "nothing has changed since the last time" in output
     readme = (published.root / "papers/alpha/README.md").read_text()
+    listed = (published.root / "README.md").read_text()
+    assert "| A toy paper, Nowhere | 1 supported |" in listed and "| not published |" in listed
     assert "New is larger than old | ✓ supported" in readme and "figures/values.png" in readme
 
 
