@@ -210,7 +210,7 @@ def learning_rates(tables: Tables) -> Figure:
         axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
         axis.minorticks_off()
         if axis.lines:
-            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7.5)
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7.5, handlelength=3.2)
     axes[0, 0].set_ylabel("validation " + ROUGE)
     return figure
 
