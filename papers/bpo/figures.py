@@ -114,7 +114,7 @@ def generators(tables: Tables) -> Figure:
         for lam, colour in zip(members, power_colours(len(members)), strict=True):
             panel.plot(curves[generator, lam]["gradient"], color=colour, label=f"λ = {spelled(lam)}")
         panel.plot(curves["logistic", 0.0]["gradient"], color=BLACK, linestyle="--", label="logistic")
-        panel.set(ylabel=r"$G_h(R)$", ylim=(0.03, 3000), title=f"gradient weight, {name}")
+        panel.set(ylabel=r"$G_h(R)$", ylim=(0.03, 3e4), title=f"gradient weight, {name}")
     axes[0, 2].legend(ncols=2, loc="upper center")
     for panel in axes[0]:
         panel.set(xscale="log", yscale="log", xlabel="R")

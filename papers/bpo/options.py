@@ -34,10 +34,8 @@ class HubDataOptions:
     """Training pairs: a local file, or ``<hub name>[#<configuration>]:<split>``."""
     test: str
     """Test pairs, likewise."""
-    before_prompt: str = "\n\nHuman: "
-    """What stands before an instruction; dialogues and summaries have cues of their own."""
-    after_prompt: str = "\n\nAssistant: "
-    """What stands after it."""
+    template: str = "\n\nHuman: <prompt>\n\nAssistant: "
+    """What an instruction is put into, at ``<prompt>``; dialogues and summaries have cues of their own."""
     single_turn: bool = False
     """Whether dialogues of several turns are left out."""
     held_out_pairs: int = 512
@@ -48,6 +46,10 @@ class HubDataOptions:
     """Test prompts; the paper's judge sees 100."""
     split_seed: int = 1234
     """Seed of the choice of held-out pairs and of test prompts."""
+
+    def __post_init__(self) -> None:
+        if "<prompt>" not in self.template:
+            raise ValueError(f"template: needs <prompt>, where the instruction goes, got {self.template!r}")
 
 
 @dataclass(frozen=True)

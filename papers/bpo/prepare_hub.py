@@ -28,9 +28,8 @@ def prepare_hub(
 
     ``words`` stays empty: pretrained models have a vocabulary of their own.
     """
-    template = f"{options.before_prompt}{{prompt}}{options.after_prompt}"
-    train, left_out = read_preferences(options.train, options.dataset, template=template)
-    test, left_out_of_test = read_preferences(options.test, options.dataset, template=template)
+    train, left_out = read_preferences(options.train, options.dataset, template=options.template)
+    test, left_out_of_test = read_preferences(options.test, options.dataset, template=options.template)
     if options.single_turn:
         train, test = (table[table["prompt"].map(is_single_turn)] for table in (train, test))
     fixed = np.random.default_rng(options.split_seed)

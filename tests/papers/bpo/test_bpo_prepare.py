@@ -118,6 +118,29 @@ def test_too_few_public_pairs_are_an_error(hub, tmp_path):
             prepare_hub(type(hub)(**vars(hub) | change), seed=0, **paths)
 
 
+def test_instructions_are_put_into_the_template(tmp_path):
+    def answers(text):
+        return [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]
+
+    records = [{"prompt": f"Do {i}.", "chosen": answers("a"), "rejected": answers("b")} for i in range(8)]
+    source = write_lines(tmp_path / "all.jsonl", records)
+    options = HubDataOptions(
+        dataset="ultrafeedback",
+        train=source,
+        test=source,
+        template="<user><prompt><assistant>",
+        held_out_pairs=2,
+        validation_prompts=1,
+        test_prompts=1,
+    )
+    paths = data_paths(tmp_path / "a") | {"words": tmp_path / "words"}
+    assert prepare_hub(options, seed=0, **paths)["pairs"] == 4
+    prompts = {name: table["prompt"].tolist() for name, table in tables(paths).items() if "prompt" in table}
+    assert {text for texts in prompts.values() for text in texts} == {f"<user>Do {i}.<assistant>" for i in range(8)}
+    with pytest.raises(ValueError, match="template: needs <prompt>, where the instruction goes, got 'Do it'"):
+        HubDataOptions(dataset="ultrafeedback", train=source, test=source, template="Do it")
+
+
 def test_single_turn_leaves_longer_dialogues_out(tmp_path):
     long = "\n\nHuman: hi\n\nAssistant: hello" + dialogue(7, "yes")
     records = [{"chosen": dialogue(i, "a"), "rejected": dialogue(i, "b")} for i in range(6)]
