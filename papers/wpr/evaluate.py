@@ -122,8 +122,10 @@ def reverse_kl_at(kl: float, by_run: dict[tuple[str, float], pd.DataFrame], meas
     The frontier runs from the supervised model (infinite weight) over reverse KL's weights to PPO without a penalty
     (weight 0); beyond its ends the nearest end is taken.
     """
-    points = [rows for (method, _), rows in by_run.items() if method in ("supervised", "rkl", "none")]
-    weights = frontier_weights(kl, [rows["kl"].mean() for rows in points], outside="nearest")
+    frontier = [rows for (method, _), rows in by_run.items() if method in ("supervised", "rkl", "none")]
+    by_kl = {rows["kl"].mean(): rows for rows in frontier}  # reverse KL without weight is PPO without a penalty
+    points = list(by_kl.values())
+    weights = frontier_weights(kl, list(by_kl), outside="nearest")
     mixed = points[0].copy()
     for column in dict.fromkeys([*measured, "quality"]):
         mixed[column] = sum(weight * rows[column].to_numpy() for weight, rows in zip(weights, points, strict=True))
