@@ -76,22 +76,35 @@ def tradeoff(tables: Tables) -> Figure:
         wins, entropies = tables.by_seed(setting, "win_vs_sft"), tables.by_seed(setting, "entropy")
         members = [(name, *family_of(name)) for name in wins.columns if family_of(name)]
         for family, (colour, marker) in FAMILIES.items():
-            names = {name: label for name, its_family, label in members if its_family == family}
-            x, y = entropies[list(names)], wins[list(names)]
-            panel.plot(x.mean(), y.mean(), marker, color=colour, markersize=6, label=family, zorder=3)
-            panel.hlines(y.mean(), x.min(), x.max(), color=colour, linewidth=0.8, alpha=0.6)
-            panel.vlines(x.mean(), y.min(), y.max(), color=colour, linewidth=0.8, alpha=0.6)
-            for name, label in names.items():
-                at = (x[name].mean(), y[name].mean())
-                panel.annotate(label, at, xytext=(5, 4), textcoords="offset points", fontsize=7, color=colour)
+            names = [name for name, its_family, _ in members if its_family == family]
+            if family == "SBA":
+                names.sort(key=lambdas(names).get)
+            x, y = entropies[names], wins[names]
+            line = "-" if family == "SBA" else "none"  # in the order of lambda
+            style = {"color": colour, "marker": marker, "linestyle": line, "linewidth": 0.8, "markersize": 6}
+            panel.plot(x.mean(), y.mean(), label=family, zorder=3, **style)
+            panel.hlines(y.mean(), x.min(), x.max(), color=colour, linewidth=0.8, alpha=0.4)
+            panel.vlines(x.mean(), y.min(), y.max(), color=colour, linewidth=0.8, alpha=0.4)
         limits = panel.get_xlim(), panel.get_ylim()
         curve = temperature_curve(tables, setting, "dpo")
         panel.plot(*curve[["entropy", "win_vs_sft"]].to_numpy().T, "--", color="0.55", linewidth=1, label="DPO over T")
         panel.set(xlim=limits[0], ylim=limits[1])
         panel.set(title=TITLES.get(setting, setting), xlabel="token entropy (nats)")
+        points = {name: (entropies[name].mean(), wins[name].mean()) for name, _, _ in members}
+        for name, family, label in members:
+            if stands_alone(name, points, limits):
+                place = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 7}
+                panel.annotate(label, points[name], color=FAMILIES[family][0], **place)
     axes[0, 0].set_ylabel("win rate over the supervised model")
     axes[0, -1].legend()
     return figure
+
+
+def stands_alone(name: str, points: dict[str, tuple[float, float]], limits: tuple[tuple[float, float], ...]) -> bool:
+    """Whether no other point is so close that labels would cover each other; closeness in parts of the panel."""
+    extent = np.array([high - low for low, high in limits])
+    offsets = (np.array([point for other, point in points.items() if other != name]) - points[name]) / extent
+    return not (np.abs(offsets) < (0.08, 0.05)).all(axis=1).any()
 
 
 def generators(tables: Tables) -> Figure:
