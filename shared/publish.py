@@ -43,6 +43,7 @@ def publish(targets: Annotated[tuple[str, ...], tyro.conf.Positional] = (), /) -
     _run("snakemake", *targets, "--cores", "all")
     if foreign_artifacts():
         raise InputError("the code was changed while it ran; publish again")
+    drop_unfinished()
     if problems := list(damaged_artifacts(ROOT / STORE)):
         raise InputError("damaged artifacts are not published:\n" + "\n".join(problems))
     _run(sys.executable, "-m", "dvc", "add", "--quiet", "data")
@@ -85,6 +86,20 @@ def prune() -> None:
     for path in foreign_artifacts():
         print(f"pruned {path.relative_to(ROOT)}")
         remove(path)
+
+
+def drop_unfinished() -> None:
+    """Delete the artifacts of papers that have no report in the store: what is published is whole."""
+    jobs = plan([], root=ROOT, scale=SCALE)
+    unfinished = {
+        job.rule.removesuffix("report")
+        for job in jobs
+        if job.rule.endswith("_report") and not all(path.exists() for path in job.stored.values())
+    }
+    for job in jobs:
+        if job.rule.startswith(tuple(unfinished)):
+            for path in job.stored.values():
+                remove(path)
 
 
 def refresh_readme(readme: Path) -> None:

@@ -75,6 +75,13 @@ def test_publishing_twice_changes_nothing(published):
     assert "New is larger than old | ✓ supported" in readme and "figures/values.png" in readme
 
 
+def test_a_paper_without_a_report_is_not_published(toy):
+    toy.snakemake("papers/beta/results/small/metrics.parquet")
+    before = set((toy.root / "data/artifacts").iterdir())
+    toy.module("shared.publish", "papers/alpha")
+    assert before and not before & set((toy.root / "data/artifacts").iterdir())
+
+
 def test_publish_refuses_what_is_not_committed(toy):
     toy.replace("papers/alpha/draw.py", "random.random()", "random.random() + 1")
     output = toy.module("shared.publish", "papers/alpha", ok=False)
