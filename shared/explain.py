@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.tree import Tree
 
 from shared.artifacts import read_record, stored_artifact
@@ -36,7 +37,7 @@ def explain(path: Annotated[Path, tyro.conf.Positional], /, *, depth: int = 2) -
     }
     tree = _node(str(path), read_record(artifact.record_path), records, depth)
     if rule := _rule_of(path):
-        tree.children.insert(0, Tree(f"rule      {rule}"))
+        tree.children.insert(0, Tree(escape(f"rule      {rule}")))
     Console(soft_wrap=True).print(tree)
 
 
@@ -58,9 +59,9 @@ def _records(store: Path) -> list[dict[str, Any]]:
 
 def _node(label: str, record: dict[str, Any], by_checksum: dict[str, dict[str, Any]], depth: int) -> Tree:
     """One file: what made it, and below it what that was made from."""
-    tree = Tree(f"[bold]{label}[/bold]")
+    tree = Tree(f"[bold]{escape(label)}[/bold]")
     for line in _facts(record):
-        tree.add(line)
+        tree.add(escape(line))
     inputs = tree.add("inputs") if record["inputs"] else None
     for paths in record["inputs"].values():
         for path, checksum in paths.items():

@@ -18,41 +18,29 @@ STORE = Path("data/artifacts")
 
 
 class Published:
-    """The artifacts of the version of the store that ``data.dvc`` names.
-
-    Attributes:
-        sizes: bytes of every published file, by its path relative to the repository.
-    """
+    """The artifacts of the version of the store that ``data.dvc`` names."""
 
     def __init__(self, repo: Repo) -> None:
         self._repo = repo
         self._filesystem = repo.dvcfs
-        self.sizes: dict[str, int] = dict(self._files()) if Path(repo.root_dir, "data.dvc").exists() else {}
+        self._files = set(self._listed()) if Path(repo.root_dir, "data.dvc").exists() else set()
+        self._folders = {str(Path(path).parent) for path in self._files}
 
-    def _files(self) -> Iterator[tuple[str, int]]:
+    def _listed(self) -> Iterator[str]:
         try:
             for path in self._filesystem.find(STORE.as_posix()):
-                entry = self._filesystem.info(path)
-                if "dvc_info" in entry:  # files of the folder that are only here have none
-                    yield path, entry["size"] or 0
+                if "dvc_info" in self._filesystem.info(path):  # files of the folder that are only here have none
+                    yield path
         except (DvcException, FileNotFoundError) as error:
             raise InputError(f"data.dvc: the remote does not hold this version of the store: {error}") from None
 
     def holds(self, artifact: Path) -> bool:
         """Whether a file or folder of the store, relative to the repository, is published."""
-        return bool(self._inside(artifact))
-
-    def size(self, artifact: Path) -> int:
-        """Bytes of a published file or folder."""
-        return sum(self.sizes[path] for path in self._inside(artifact))
-
-    def _inside(self, artifact: Path) -> list[str]:
-        name = artifact.as_posix()
-        return [name] if name in self.sizes else [path for path in self.sizes if path.startswith(name + "/")]
+        return artifact.as_posix() in self._files | self._folders
 
     def records(self) -> Iterator[dict[str, Any]]:
         """The records of all published jobs."""
-        for path in self.sizes:
+        for path in sorted(self._files):
             if path.endswith("_record.json"):
                 yield json.loads(self._filesystem.read_text(path))
 

@@ -59,7 +59,7 @@ def restore(
     jobs = plan(targets, root=ROOT, scale=scale)
     with published_artifacts(ROOT) as published:
         restoration = decide(jobs, published)
-        _print_plan(restoration, published)
+        _print_plan(restoration)
         if not dry_run:
             for job in restoration.fetch:
                 for path in _damaged(job):
@@ -72,6 +72,8 @@ def restore(
     for job in jobs:  # upstream first, so that no link is older than what it was made from
         if job in restoration.local or job in restoration.fetch:
             link_outputs(job)
+    fetched = [file for job in restoration.fetch for path in job.stored.values() for file in _files(path)]
+    print(f"{sum(file.stat().st_size for file in fetched) / 1024:.1f} KiB fetched")
     if restoration.compute:
         command = shlex.join(["snakemake", *targets, "--cores", "all"])
         print(f"the rest is computed by: {command}" + (f" --config scale={scale}" if scale != "small" else ""))
@@ -186,10 +188,15 @@ def link_outputs(job: PlannedJob) -> None:
                 os.utime(output, follow_symlinks=False)
 
 
-def _print_plan(restoration: Restoration, published: Published) -> None:
+def _files(artifact: Path) -> list[Path]:
+    """The files of an artifact, in the store that Snakemake uses or in this repository's own."""
+    path = artifact if artifact.exists() else ROOT / in_store(artifact)
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+
+
+def _print_plan(restoration: Restoration) -> None:
     for job in restoration.fetch:
-        size = sum(published.size(in_store(path)) for path in job.stored.values())
-        print(f"from the store   {job.name}: {', '.join(map(str, job.outputs.values()))} ({size / 1024:.1f} KiB)")
+        print(f"from the store   {job.name}: {', '.join(map(str, job.outputs.values()))}")
     for job, reason in restoration.compute:
         print(f"to be computed   {job.name}: {reason}")
     print(

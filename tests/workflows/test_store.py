@@ -146,6 +146,8 @@ def test_explain_tells_how_a_file_was_made(published):
     output = published.module("shared.explain", f"{R}/metrics.parquet")
     for fact in ("alpha_measure", "papers.alpha.measure", "papers.alpha.draw", "seed      1", "size=4", "Python 3."):
         assert fact in output
+    drawn = published.module("shared.explain", f"{R}/numbers/seed2.txt")
+    assert "rule      alpha_draw [seed=2]" in drawn and "seed      2" in drawn
     assert "not a result of a rule" in published.module("shared.explain", "Snakefile", ok=False)
 
 
