@@ -24,7 +24,7 @@ Of each training:
 ``margin_sd_slope``
     of method ``sba``: least-squares slope of ``margin_sd`` over lambda
 ``optimality_gap``
-    in setting ``tabular``, of the losses of :mod:`papers.bpo.tabular`; its seeds are random problems
+    in setting ``tabular``, of the losses of :mod:`papers.bpo.tabular`; its units are random problems
 
 Further methods are made of those trained:
 
@@ -83,13 +83,13 @@ def evaluate(
 
     tables = [with_derived_methods(group, base, options) for _, group in by_response.groupby(["setting", "seed"])]
     unit_rows, described = (pd.concat(parts, ignore_index=True) for parts in zip(*tables, strict=True))
-    unit_table = write_units(units, unit_rows.assign(paper=paper, scale=scale))
+    unit_table = write_units(units, pd.concat([unit_rows, tabular(gaps)]).assign(paper=paper, scale=scale))
 
     steps = pd.concat([read_table(path) for path in curves], ignore_index=True)
     spread = pd.concat([read_table(path) for path in margins], ignore_index=True)
     write_table(training, steps)
     write_table(held_out, spread)
-    others = [described, training_metrics(steps, options.final_steps), margin_metrics(spread), tabular(gaps)]
+    others = [described, training_metrics(steps, options.final_steps), margin_metrics(spread)]
     per_seed = pd.concat([aggregate(unit_table), pd.concat(others).assign(paper=paper, scale=scale)])
     wall = pd.DataFrame(run_times(records))
     per_seed = per_seed.drop(columns="wall_seconds").merge(wall, on=["setting", "seed", "method"], how="left")
@@ -259,10 +259,10 @@ def margin_metrics(margins: pd.DataFrame) -> pd.DataFrame:
 
 
 def tabular(gaps: Input) -> pd.DataFrame:
-    """``optimality_gap`` of every loss; the number of the problem stands for the seed."""
-    table = read_table(gaps, ("problem", "loss", "gap"))
-    renamed = table.rename(columns={"problem": "seed", "loss": "method", "gap": "value"})
-    return renamed.assign(setting=TABULAR, metric="optimality_gap")
+    """``optimality_gap`` of every loss on every problem, as rows of units."""
+    table = read_table(gaps, ("seed", "problem", "loss", "gap"))
+    renamed = table.rename(columns={"problem": "unit", "loss": "method", "gap": "value"})
+    return renamed.assign(unit=renamed["unit"].astype(str), setting=TABULAR, metric="optimality_gap")
 
 
 def run_times(records: tuple[Input, ...]) -> list[dict[str, object]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from papers.bpo.evaluate import TABULAR, lambdas
+from papers.bpo.evaluate import lambdas
 from shared.errors import InputError
 from shared.plotting import PALETTE, house_style, line_with_band, new_figure, save_figure
 from shared.results import read_metrics
@@ -57,6 +57,7 @@ class Tables:
     temperatures: pd.DataFrame
     training: pd.DataFrame
     held_out: pd.DataFrame
+    gaps: pd.DataFrame
     generators: pd.DataFrame
 
     @property
@@ -199,7 +200,7 @@ def gradient_norm(tables: Tables) -> Figure:
 
 def tabular(tables: Tables) -> Figure:
     """Distance of every loss's minimiser from DPO's optimum, on problems solved exactly (the paper's table 1)."""
-    gaps = tables.by_seed(TABULAR, "optimality_gap").clip(lower=ROUNDING)
+    gaps = tables.gaps.pivot(index=["seed", "problem"], columns="loss", values="gap").clip(lower=ROUNDING)
     figure, axes = new_figure(width=6.2, height=5.2)
     panel = axes[0, 0]
     names = [(family, name) for family in TABULAR_FAMILIES for name in gaps if name.startswith(f"{family}/")]
@@ -285,6 +286,7 @@ def draw(
     temperatures: Input,
     training: Input,
     held_out: Input,
+    gaps: Input,
     generators: Input,
     png: Output,
     pdf: Output,
@@ -297,6 +299,7 @@ def draw(
         temperatures=read_table(temperatures),
         training=read_table(training),
         held_out=read_table(held_out),
+        gaps=read_table(gaps),
         generators=read_table(generators),
     )
     with house_style():

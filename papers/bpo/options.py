@@ -123,8 +123,8 @@ class EvaluationOptions:
 class TabularOptions:
     """The study of optima on problems small enough to be solved exactly."""
 
-    problems: int = 40
-    """Random problems, each with rewards and a reference policy of its own."""
+    problems: int = 20
+    """Random problems of each seed, each with rewards and a reference policy of its own."""
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,19 @@ from shared.tables import write_table
 POWERS = (-0.5, 0.0, 0.5, 1.0, 2.0)
 
 
-def study_optima(options: TabularOptions, *, gaps: Output, generators: Output) -> None:
-    """Write KL(pi* || pi_hat) of every loss on every problem (columns problem, loss, gap in nats), and the generators.
+def study_optima(options: TabularOptions, *, seeds: tuple[int, ...], gaps: Output, generators: Output) -> None:
+    """Write KL(pi* || pi_hat) of every loss on every problem (columns seed, problem, loss, gap in nats).
 
-    See :func:`generator_curves`.
+    Each seed has problems of its own. ``generators`` receives :func:`generator_curves`.
     """
     parts = []
-    with Progress(options.problems, "problems") as progress:
-        for seed in range(options.problems):
-            found = optimality_gaps(random_problem(seed))
-            parts.append(pd.DataFrame({"problem": seed, "loss": list(found), "gap": list(found.values())}))
-            progress.update()
+    with Progress(len(seeds) * options.problems, "problems") as progress:
+        for seed in seeds:
+            for problem in range(options.problems):
+                found = optimality_gaps(random_problem(seed * options.problems + problem))
+                table = pd.DataFrame({"loss": list(found), "gap": list(found.values())})
+                parts.append(table.assign(seed=seed, problem=problem))
+                progress.update()
     write_table(gaps, pd.concat(parts, ignore_index=True))
     write_table(generators, generator_curves())
 

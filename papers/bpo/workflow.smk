@@ -135,12 +135,13 @@ rule study_optima:
         record=f"{R}/records/study-optima.json",
     params:
         **paper.stage("papers.bpo.study_optima", settings.tabular),
+        seeds=" ".join(map(str, settings.seeds)),
     log:
         f"{L}/study-optima.log",
     cache: True
     shell:
-        "python -m papers.bpo.study_optima {params.arguments} --gaps {output.gaps} --generators {output.generators}"
-        " --record {output.record} &> {log}"
+        "python -m papers.bpo.study_optima {params.arguments} --seeds {params.seeds} --gaps {output.gaps}"
+        " --generators {output.generators} --record {output.record} &> {log}"
 
 
 rule evaluate:
@@ -177,6 +178,7 @@ rule figure:
         temperatures=f"{R}/temperatures.parquet",
         training=f"{R}/training.parquet",
         held_out=f"{R}/held-out-margins.parquet",
+        gaps=f"{R}/optima.parquet",
         generators=f"{R}/generators.parquet",
     output:
         png=f"{R}/figures/{{figure}}.png",
@@ -189,8 +191,8 @@ rule figure:
     cache: True
     shell:
         "python -m papers.bpo.figures {params.arguments} --metrics {input.metrics} --temperatures {input.temperatures}"
-        " --training {input.training} --held-out {input.held_out} --generators {input.generators}"
-        " --png {output.png} --pdf {output.pdf} --record {output.record} &> {log}"
+        " --training {input.training} --held-out {input.held_out} --gaps {input.gaps}"
+        " --generators {input.generators} --png {output.png} --pdf {output.pdf} --record {output.record} &> {log}"
 
 
 include: "../../workflows/results.smk"

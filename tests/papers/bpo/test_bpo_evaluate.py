@@ -74,7 +74,7 @@ def inputs(tmp_path):
     paths = {name: tmp_path / f"{name}.parquet" for name in ("samples", "curves", "margins", "gaps")}
     for name, parts in (("samples", samples), ("curves", curves), ("margins", margins)):
         write_table(paths[name], pd.concat(parts, ignore_index=True))
-    write_table(paths["gaps"], pd.DataFrame({"problem": [0, 1], "loss": "bpo/kliep", "gap": [0.0, 1e-16]}))
+    write_table(paths["gaps"], pd.DataFrame({"seed": 1, "problem": [0, 1], "loss": "bpo/kliep", "gap": [0.0, 2e-16]}))
     paths["records"] = tmp_path / "record.json"
     seconds = dict.fromkeys(METHODS, 2.5)
     record = {"options": {"setting": "clean", "seed": 1}, "measurements": {"seconds": seconds}}
@@ -134,7 +134,7 @@ def test_tables_hold_what_the_claims_need(outputs, inputs):
     groups = [ordered[start : start + 2] for start in range(0, len(ordered), 2)]
     assert value["clean", "sba:2", 1, "self_bleu"] == pytest.approx(self_bleu(groups, max_ngram_order=2))
     assert value["clean", "sba:2", 1, "distinct_1"] == pytest.approx(distinct_n(ordered))
-    assert set(units["metric"]) == {"win_vs_sft", "win_vs_preferred", "entropy"}
+    assert set(units["metric"]) == {"win_vs_sft", "win_vs_preferred", "entropy", "optimality_gap"}
 
 
 def test_dpo_is_matched_in_entropy_response_by_response(outputs):

@@ -83,12 +83,11 @@ def test_every_dag_builds(scale):
 
 def test_optima_are_written_for_every_loss_and_problem(tmp_path):
     paths = {name: tmp_path / name for name in ("gaps", "generators")}
-    study_optima.study_optima(TabularOptions(problems=2), **paths)
-    gaps = read_table(paths["gaps"])
-    assert gaps.groupby("problem").size().nunique() == 1
-    for seed in range(2):
-        found = gaps[gaps["problem"] == seed].set_index("loss")["gap"].to_dict()
-        assert found == optimality_gaps(random_problem(seed))
+    study_optima.study_optima(TabularOptions(problems=2), seeds=(0, 3), **paths)
+    by_problem = dict(list(read_table(paths["gaps"]).groupby(["seed", "problem"])))
+    assert set(by_problem) == {(0, 0), (0, 1), (3, 0), (3, 1)}
+    for (seed, problem), rows in by_problem.items():
+        assert rows.set_index("loss")["gap"].to_dict() == optimality_gaps(random_problem(2 * seed + problem))
 
 
 def test_generator_curves_touch_at_the_data_ratio():
@@ -117,13 +116,9 @@ def tables() -> figures.Tables:
                     temperatures.append({**key, "temperature": t, "win_vs_sft": 1.5 - t, "entropy": 2 * t})
                 steps += [{**key, "step": step, "grad_norm": 1.0 + step} for step in (1, 2)]
                 margins += [{**key, "pair": pair, "margin": float(pair)} for pair in range(3)]
-    gaps = [("bpo/scaled_basu_-0.5", -1e-17), ("f_dpo/alpha_0.1", 1e-3), ("f_po/jensen_shannon", 0.1)]
-    rows += [
-        {**label, "method": loss, "setting": "tabular", "seed": seed, "metric": "optimality_gap", "value": gap}
-        for loss, gap in gaps
-        for seed in range(3)
-    ]
-    frames = (pd.DataFrame(each) for each in (temperatures, steps, margins))
+    found = [("bpo/scaled_basu_-0.5", -1e-17), ("f_dpo/alpha_0.1", 1e-3), ("f_po/jensen_shannon", 0.1)]
+    gaps = [{"seed": seed, "problem": 0, "loss": loss, "gap": gap} for loss, gap in found for seed in range(3)]
+    frames = (pd.DataFrame(each) for each in (temperatures, steps, margins, gaps))
     return figures.Tables(metrics_table(rows), *frames, study_optima.generator_curves(points=11))
 
 
@@ -152,6 +147,6 @@ def test_labels_in_figures(tables, tmp_path):
         "fpo-alpha:0.1": ("f-PO", "α"),
     }
     assert figures.family_of("sba:0@simpo") is None and figures.family_of("inner-sba") is None
-    paths = dict.fromkeys(("metrics", "temperatures", "training", "held_out", "generators"), tmp_path / "none")
+    paths = dict.fromkeys(("metrics", "temperatures", "training", "held_out", "gaps", "generators"), tmp_path / "none")
     with pytest.raises(InputError, match="figure 'histogram': there is none; there are: tradeoff"):
         figures.draw(figure="histogram", **paths, png=tmp_path / "a.png", pdf=tmp_path / "a.pdf")
