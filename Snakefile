@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 from shared.errors import InputError
 from shared.fingerprint import fingerprint
-from workflows.paper import papers_with_scale, remove_dangling_links
+from workflows.paper import make_empty_folders, papers_with_scale, remove_dangling_links
 
 # Jobs run the interpreter that runs Snakemake, whether or not its environment is activated.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -25,6 +25,7 @@ ARTIFACTS.mkdir(parents=True, exist_ok=True)
 for key in config.keys() - {"scale"}:
     sys.exit(f"error: --config {key}: unknown key; known keys: scale")
 config.setdefault("scale", "small")
+make_empty_folders(ARTIFACTS)
 remove_dangling_links(ROOT)
 try:
     PAPERS = papers_with_scale(ROOT, config["scale"], sys.argv[1:])

@@ -46,7 +46,6 @@ def publish(targets: Annotated[tuple[str, ...], tyro.conf.Positional] = (), /) -
     drop_unfinished()
     if problems := list(damaged_artifacts(ROOT / STORE)):
         raise InputError("damaged artifacts are not published:\n" + "\n".join(problems))
-    mark_empty_folders(ROOT / STORE)
     _run(sys.executable, "-m", "dvc", "add", "--quiet", "data")
     _run(sys.executable, "-m", "dvc", "push", "--quiet")
     # Git keeps earlier versions of the embedded remote; the folder itself holds this one.
@@ -101,13 +100,6 @@ def drop_unfinished() -> None:
         if job.rule.startswith(tuple(unfinished)):
             for path in job.stored.values():
                 remove(path)
-
-
-def mark_empty_folders(store: Path) -> None:
-    """Give empty output folders Snakemake's time stamp, which no checksum counts: DVC would lose them otherwise."""
-    for folder in store.iterdir():
-        if folder.is_dir() and not any(folder.iterdir()):
-            (folder / ".snakemake_timestamp").touch()
 
 
 def refresh_readme(readme: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shlex
 import sys
@@ -13,6 +15,9 @@ from shared.errors import InputError
 from shared.files import remove
 from shared.fingerprint import fingerprint
 from shared.options import flags, read_scale, read_yaml
+
+EMPTY = hashlib.sha256().hexdigest()
+"""Checksum of an empty folder."""
 
 Settings = TypeVar("Settings")
 
@@ -104,3 +109,11 @@ def remove_dangling_links(root: Path) -> None:
         for link in [path for path in results.rglob("*") if path.is_symlink() and not path.exists()]:
             restored_folder = (link.parent / ".snakemake_timestamp").exists()
             remove(link.parent if restored_folder else link)
+
+
+def make_empty_folders(store: Path) -> None:
+    """Make the empty output folders that records in the store speak of; DVC, like git, does not keep such folders."""
+    for path in store.glob("*_record.json"):
+        for name, digest in json.loads(path.read_text(encoding="utf-8")).get("outputs", {}).items():
+            if digest == EMPTY:
+                path.with_name(path.name.removesuffix("record.json") + name).mkdir(exist_ok=True)
