@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shlex
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from shared.artifacts import read_record
 from shared.errors import InputError
 from shared.files import remove
 from shared.fingerprint import fingerprint
@@ -114,6 +114,10 @@ def remove_dangling_links(root: Path) -> None:
 def make_empty_folders(store: Path) -> None:
     """Make the empty output folders that records in the store speak of; DVC, like git, does not keep such folders."""
     for path in store.glob("*_record.json"):
-        for name, digest in json.loads(path.read_text(encoding="utf-8")).get("outputs", {}).items():
+        try:
+            outputs = read_record(path)["outputs"]
+        except InputError:
+            continue  # a damaged record is named where it matters: by `verify`, and by the stages that read it
+        for name, digest in outputs.items():
             if digest == EMPTY:
                 path.with_name(path.name.removesuffix("record.json") + name).mkdir(exist_ok=True)
