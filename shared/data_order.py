@@ -1,5 +1,6 @@
 """Order of the data and random draws as functions of the seed and the step, so that a resumed training repeats them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -36,6 +37,11 @@ class BatchOrder:
     ) -> list[np.ndarray]:
         """This process's share of the step's examples in `accumulation` parts of equal size up to one example."""
         return np.array_split(self.indices(step)[process_index::num_processes], accumulation)
+
+
+def chunks(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Consecutive parts of at most ``size`` indices."""
+    return (indices[start : start + size] for start in range(0, len(indices), size))
 
 
 @lru_cache(maxsize=4)

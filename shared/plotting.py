@@ -11,10 +11,10 @@ Figures are :class:`matplotlib.figure.Figure` objects; pyplot and its global sta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
@@ -24,8 +24,11 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from shared.claims import ClaimResult, TestResult
+from shared.errors import InputError
 from shared.files import atomic_output
 from shared.statistics import resampled_means
+
+Tables = TypeVar("Tables")
 
 # Okabe and Ito's palette, told apart under every common colour blindness; its yellow is too pale for lines.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -136,6 +139,24 @@ def _with_palette(png: Path) -> None:
     with Image.open(png) as image:
         reduced = image.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     reduced.save(png, format="png", optimize=True)
+
+
+def draw_figure(figures: Mapping[str, Callable[[Tables], Figure]], name: str, tables: Tables, *paths: Path) -> None:
+    """Draw one of a paper's figures in the house style and save it.
+
+    Args:
+        figures: what draws each figure, by its name.
+        name: of the figure asked for.
+        tables: what the figures are drawn from.
+        paths: where to; see :func:`save_figure`.
+
+    Raises:
+        InputError: no figure has this name.
+    """
+    if name not in figures:
+        raise InputError(f"figure {name!r}: there is none; there are: {', '.join(figures)}")
+    with house_style():
+        save_figure(figures[name](tables), *paths)
 
 
 def line_with_band(

@@ -34,7 +34,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shared.errors import InputError
-from shared.files import atomic_output
+from shared.tables import write_parquet
 
 METRIC_KEY = ("paper", "scale", "method", "setting", "seed", "metric")
 UNIT_KEY = ("paper", "scale", "method", "setting", "seed", "unit", "metric")
@@ -209,11 +209,7 @@ def _describe(row: pd.Series, key: tuple[str, ...]) -> str:
 def _write(path: Path, frame: pd.DataFrame, columns: tuple[str, ...], kind: str) -> pd.DataFrame:
     types = {"seed": pa.int64(), "value": pa.float64(), "wall_seconds": pa.float64(), "cost": pa.float64()}
     schema = pa.schema([(column, types.get(column, pa.string())) for column in columns])
-    table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
-    # pandas' own metadata holds its version: an upgrade alone must not change the bytes of a result.
-    table = table.replace_schema_metadata({"table": kind})
-    with atomic_output(path) as partial:
-        pq.write_table(table, partial, compression="zstd")
+    write_parquet(path, pa.Table.from_pandas(frame, schema=schema, preserve_index=False), metadata={"table": kind})
     return frame
 
 

@@ -8,15 +8,19 @@ resumed from its last checkpoint (`shared.checkpoints`) ends with the same bytes
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from shared.checkpoints import Checkpointer
+from shared.data_order import BatchOrder
 from shared.progress import Progress
-from shared.schedules import Schedule, set_learning_rate
+from shared.schedules import Schedule, named_schedule, set_learning_rate
+from shared.training_options import TrainingOptions
 
 Batch = TypeVar("Batch")
 
@@ -175,3 +179,76 @@ def train(
             if checkpointer:
                 checkpointer.save_if_due(step + 1, {"records": records})
     return records
+
+
+def fit(
+    loss_fn: Callable[[nn.Module, Batch], tuple[Tensor, Mapping[str, Tensor]]],
+    model: nn.Module,
+    options: TrainingOptions,
+    *,
+    size: int,
+    make_batch: Callable[[np.ndarray], Batch],
+    seed: int,
+    accelerator: Accelerator,
+    checkpoints: Path,
+    optimizer: torch.optim.Optimizer | None = None,
+    weight_of: Callable[[Batch], float] = lambda batch: 1.0,
+    log_every: int = 10,
+    description: str = "train",
+) -> tuple[nn.Module, list[dict[str, float]]]:
+    """Trains a model on a data set in shuffled batches, continuing from its last checkpoint if there is one.
+
+    Args:
+        loss_fn: gives the scalar loss and scalar metrics of the model, as `accelerator.prepare` returns it, on a batch.
+        model: what to train; every process passes the same weights.
+        options: how.
+        size: examples in the data set.
+        make_batch: the batch of some examples, given by their numbers, on the accelerator's device.
+        seed: of the order of the examples.
+        accelerator: of the precision that the options name.
+        checkpoints: folder of the saved states.
+        optimizer: of the model's parameters; None: AdamW as the options say.
+        others: as in `train`.
+
+    Returns:
+        the prepared model, trained, and the records of `train`.
+
+    Raises:
+        ValueError: a batch size that is not in [1, size].
+        FloatingPointError: as `gradient_step`.
+    """
+    if optimizer is None:
+        optimizer = adamw(
+            model,
+            options.learning_rate,
+            weight_decay=options.weight_decay,
+            embedding_weight_decay=options.embedding_weight_decay,
+        )
+    model, optimizer = accelerator.prepare(model, optimizer)
+    order = BatchOrder(size, options.batch_size, seed)
+    steps = max(1, round(options.epochs * order.steps_per_epoch))
+
+    def batches(step: int) -> list[Batch]:
+        parts = order.micro_batches(
+            step,
+            accumulation=options.accumulation,
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+        )
+        return [make_batch(part) for part in parts]
+
+    records = train(
+        lambda batch: loss_fn(model, batch),
+        model=model,
+        optimizer=optimizer,
+        schedule=named_schedule(options.schedule, steps, warmup_fraction=options.warmup_fraction),
+        batches=batches,
+        steps=steps,
+        accelerator=accelerator,
+        weight_of=weight_of,
+        max_grad_norm=options.max_grad_norm,
+        checkpointer=Checkpointer(checkpoints, accelerator, every=options.checkpoint_every),
+        log_every=log_every,
+        description=description,
+    )
+    return model, records

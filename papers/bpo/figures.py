@@ -11,8 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from papers.bpo.evaluate import lambdas
-from shared.errors import InputError
-from shared.plotting import PALETTE, house_style, line_with_band, new_figure, save_figure
+from shared.plotting import PALETTE, draw_figure, line_with_band, new_figure
 from shared.results import read_metrics
 from shared.stage import Input, Output, run
 from shared.tables import read_table
@@ -292,8 +291,6 @@ def draw(
     pdf: Output,
 ) -> None:
     """Draw one figure, by the name of its function."""
-    if figure not in FIGURES:
-        raise InputError(f"figure {figure!r}: there is none; there are: {', '.join(FIGURES)}")
     tables = Tables(
         metrics=read_metrics(metrics),
         temperatures=read_table(temperatures),
@@ -302,8 +299,7 @@ def draw(
         gaps=read_table(gaps),
         generators=read_table(generators),
     )
-    with house_style():
-        save_figure(FIGURES[figure](tables), png, pdf)
+    draw_figure(FIGURES, figure, tables, png, pdf)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,8 @@ and the random numbers of sampling; only the loss differs. Each final policy ans
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,18 +24,17 @@ from papers.bpo.generation_metrics import token_entropies
 from papers.bpo.judge import Judge, open_judge
 from papers.bpo.methods import PairLogProbs, clipped_share, pair_losses, parse_method
 from papers.bpo.options import PREFERRED, SFT, OptimizeOptions
-from shared.checkpoints import Checkpointer
-from shared.data_order import BatchOrder, generator_for
+from shared.data_order import chunks, generator_for
 from shared.errors import InputError
 from shared.files import write_json
 from shared.lm.batches import PromptResponseBatch, append_responses, left_padded, right_padded
-from shared.lm.generation import evaluation_mode, sample_responses
+from shared.lm.generation import evaluation_mode, response_rows, sample_responses
 from shared.lm.log_probs import response_log_probs, response_logits
 from shared.lm.texts import answer_rows, decode_rows, load_causal_lm, load_tokenizer, prompt_rows, save_for_store
-from shared.schedules import named_schedule
+from shared.run_by_run import FINISHED, RunFolders
 from shared.stage import Input, Output, State, run
 from shared.tables import read_table, write_table
-from shared.training import adamw, train
+from shared.training import adamw, fit
 
 # Sampling draws from streams of its own, one for each split and temperature.
 SAMPLING_STREAM = 2**31
@@ -107,30 +104,19 @@ def optimize(
         if method not in (SFT, PREFERRED):
             parse_method(method)  # a wrong name ends the job before it has begun
     bench = open_bench(options, seed, pairs, held_out, prompts, references, supervised)
-    for method in methods:
-        if not (state / method / "finished.json").exists():
-            run_method(bench, method, state / method)
+    runs = RunFolders(state, methods)
+    for method, folder in runs.unfinished():
+        run_method(bench, method, folder)
     if not PartialState().is_main_process:
         return {}
-    label = {"setting": setting, "seed": seed}
     for name, path in (("samples", samples), ("curves", curves), ("margins", margins)):
-        parts = [
-            read_table(state / method / f"{name}.parquet").assign(method=method, **label)
-            for method in methods
-            if (state / method / f"{name}.parquet").exists()
-        ]
-        write_table(path, pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"method": []}))
+        write_table(path, runs.gather(name, lambda method: {"method": method, "setting": setting, "seed": seed}))
     policies.mkdir()
     write_json(policies / "methods.json", list(methods))
     for method in methods:
         if method in options.saved_policies:
-            shutil.copytree(state / method / "policy", policies / method)
-    return {
-        "seconds": {
-            method: json.loads((state / method / "finished.json").read_text(encoding="utf-8"))["seconds"]
-            for method in methods
-        }
-    }
+            shutil.copytree(runs.folder(method) / "policy", policies / method)
+    return {"seconds": {method: record["seconds"] for method, record in runs.records().items()}}
 
 
 def open_bench(
@@ -189,7 +175,7 @@ def referenced_pairs(
 
 
 def run_method(bench: Bench, method: str, folder: Path) -> None:
-    """Train and sample one method; writes its tables, the policy if it is kept, and last ``finished.json``.
+    """Train and sample one method; writes its tables, the policy if it is kept, and last of all that it is finished.
 
     A training that was interrupted continues from its last saved state, to the same result.
     """
@@ -216,7 +202,7 @@ def run_method(bench: Bench, method: str, folder: Path) -> None:
                 dtype = getattr(torch, bench.options.weights)
                 save_for_store(trained, bench.tokenizer, folder / "policy", dtype=dtype)
     if accelerator.is_main_process:
-        write_json(folder / "finished.json", {"seconds": round(time.perf_counter() - started, 3)})
+        write_json(folder / FINISHED, {"seconds": round(time.perf_counter() - started, 3)})
     accelerator.wait_for_everyone()
 
 
@@ -228,26 +214,13 @@ def train_policy(
     A record holds loss, grad_norm (before clipping), learning_rate and, over the batch, the mean of the margin -log R
     and of its square, accuracy (share of margins above 0) and clipped (share of pairs without gradient).
     """
-    options, training = bench.options, bench.options.training
+    options = bench.options
     loss_of = parse_method(method)
     without_dropout(policy)
     if options.gradient_checkpointing:
         policy.gradient_checkpointing_enable()
-    optimizer = make_optimizer(policy, options)
-    policy, optimizer = accelerator.prepare(policy, optimizer)
-    order = BatchOrder(len(bench.train.prompts), training.batch_size, bench.seed)
-    steps = max(1, round(training.epochs * order.steps_per_epoch))
 
-    def batches(step: int) -> list[PairBatch]:
-        parts = order.micro_batches(
-            step,
-            accumulation=training.accumulation,
-            process_index=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-        )
-        return [pair_batch(bench.train, part, bench.tokenizer.pad_token_id, accelerator.device) for part in parts]
-
-    def loss_fn(batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_fn(policy: nn.Module, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         losses, log_ratio = pair_losses(loss_of, options.loss, pair_log_probs(policy, batch))
         margin = -log_ratio.detach()
         return losses.mean(), {
@@ -257,21 +230,20 @@ def train_policy(
             "clipped": clipped_share(loss_of, options.loss, log_ratio.detach()),
         }
 
-    records = train(
+    return fit(
         loss_fn,
-        model=policy,
-        optimizer=optimizer,
-        schedule=named_schedule(training.schedule, steps, warmup_fraction=training.warmup_fraction),
-        batches=batches,
-        steps=steps,
+        policy,
+        options.training,
+        size=len(bench.train.prompts),
+        make_batch=lambda rows: pair_batch(bench.train, rows, bench.tokenizer.pad_token_id, accelerator.device),
+        seed=bench.seed,
         accelerator=accelerator,
+        checkpoints=checkpoints,
+        optimizer=make_optimizer(policy, options),
         weight_of=len,
-        max_grad_norm=training.max_grad_norm,
-        checkpointer=Checkpointer(checkpoints, accelerator, every=training.checkpoint_every),
         log_every=1,
         description=method,
     )
-    return policy, records
 
 
 def make_optimizer(model: nn.Module, options: OptimizeOptions) -> torch.optim.Optimizer:
@@ -388,8 +360,7 @@ def sample(
             responses, mask = sample_responses(model, prompts, sampling, **token_ids, generator=generator)
             logits = response_logits(model, append_responses(prompts, responses, mask))[0]
             entropies = (token_entropies(logits, temperature=temperature) * mask).sum(dim=1)
-            lengths = mask.sum(dim=1).tolist()
-            written = [ids[:length] for ids, length in zip(responses.tolist(), lengths, strict=True)]
+            written = response_rows(responses, mask)
             texts = decode_rows(tokenizer, written)
             finished = np.array([ids[-1] == token_ids["eos_id"] for ids in written])
             parts.append(
@@ -398,7 +369,7 @@ def sample(
                         "prompt_id": table["prompt_id"].to_numpy()[asked],
                         "sample": part % count,
                         "response": texts,
-                        "tokens": lengths,
+                        "tokens": [len(ids) for ids in written],
                         "entropy": entropies.float().cpu().numpy(),
                         "score": bench.judge(table["prompt"].iloc[asked].tolist(), texts, finished),
                     }
@@ -421,10 +392,6 @@ def reference_samples(bench: Bench) -> pd.DataFrame:
         split="test",
         temperature=float(bench.options.sampling.temperature),
     )
-
-
-def chunks(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    return (indices[start : start + size] for start in range(0, len(indices), size))
 
 
 if __name__ == "__main__":

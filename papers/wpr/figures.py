@@ -10,8 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import entropy
 
-from shared.errors import InputError
-from shared.plotting import PALETTE, house_style, line_with_band, method_styles, new_figure, save_figure
+from shared.plotting import PALETTE, draw_figure, line_with_band, method_styles, new_figure
 from shared.results import read_metrics, read_units
 from shared.stage import Input, Output, run
 from shared.tables import read_table
@@ -346,8 +345,6 @@ def draw(
     pdf: Output,
 ) -> None:
     """Draw one figure, by the name of its function."""
-    if figure not in FIGURES:
-        raise InputError(f"figure {figure!r}: there is none; there are: {', '.join(FIGURES)}")
     tables = Tables(
         metrics=read_metrics(metrics),
         units=read_units(units),
@@ -356,8 +353,7 @@ def draw(
         tokens=pd.concat([pd.DataFrame(), *map(read_table, tokens)], ignore_index=True),
         convergence=pd.concat([pd.DataFrame(), *map(read_table, convergence)], ignore_index=True),
     )
-    with house_style():
-        save_figure(FIGURES[figure](tables), png, pdf)
+    draw_figure(FIGURES, figure, tables, png, pdf)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +13,20 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from papers.wpr.options import RewardOptions
-from shared.checkpoints import Checkpointer
-from shared.data_order import BatchOrder
+from shared.data_order import chunks
 from shared.errors import InputError
 from shared.lm.batches import PromptResponseBatch
 from shared.lm.generation import evaluation_mode
 from shared.lm.models import ScalarHeadModel
 from shared.lm.reward_modeling import pair_accuracy, pair_batch, pairwise_loss, position_values, score
 from shared.lm.texts import answer_rows, load_tokenizer, prompt_rows, save_for_store
-from shared.schedules import named_schedule
 from shared.stage import Input, Output, State, run
 from shared.tables import read_table, write_table
-from shared.training import adamw, train
+from shared.training import fit
 
 STANDARDIZATION_FILE = "standardization.json"
+# Pairs in one forward pass without gradients.
+JUDGED_TOGETHER = 256
 
 
 def train_reward(
@@ -54,49 +54,32 @@ def train_reward(
             f"and a batch of {options.training.batch_size}"
         )
 
-    training = options.training
-    accelerator = Accelerator(mixed_precision=training.mixed_precision)
-    reward_model = ScalarHeadModel.from_causal_lm(supervised, dtype=torch.float32)
-    optimizer = adamw(
-        reward_model,
-        training.learning_rate,
-        weight_decay=training.weight_decay,
-        embedding_weight_decay=training.embedding_weight_decay,
-    )
-    reward_model, optimizer = accelerator.prepare(reward_model, optimizer)
-    order = BatchOrder(size, training.batch_size, seed)
-    steps = max(1, round(training.epochs * order.steps_per_epoch))
+    accelerator = Accelerator(mixed_precision=options.training.mixed_precision)
 
     def batch_of(indices: np.ndarray) -> PromptResponseBatch:
         parts = ([rows[name][index] for index in indices] for name in ("prompt", "chosen", "rejected"))
         return pair_batch(*parts, pad_id=tokenizer.pad_token_id).to(accelerator.device)
 
-    def batches(step: int) -> list[PromptResponseBatch]:
-        shares = order.micro_batches(
-            step,
-            accumulation=training.accumulation,
-            process_index=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-        )
-        return [batch_of(share) for share in shares]
-
-    records = train(
-        lambda batch: (pairwise_loss(position_values(reward_model, batch), batch), {}),
-        model=reward_model,
-        optimizer=optimizer,
-        schedule=named_schedule(training.schedule, steps, warmup_fraction=training.warmup_fraction),
-        batches=batches,
-        steps=steps,
+    reward_model, records = fit(
+        lambda reward_model, batch: (pairwise_loss(position_values(reward_model, batch), batch), {}),
+        ScalarHeadModel.from_causal_lm(supervised, dtype=torch.float32),
+        options.training,
+        size=size,
+        make_batch=batch_of,
+        seed=seed,
         accelerator=accelerator,
+        checkpoints=state,
         weight_of=len,
-        max_grad_norm=training.max_grad_norm,
-        checkpointer=Checkpointer(state, accelerator, every=training.checkpoint_every),
         description="reward model",
     )
-    accuracy, _ = judged(reward_model, [batch_of(part) for part in _chunks(np.arange(size, len(table)))])
+    accuracy, _ = judged(
+        reward_model, [batch_of(part) for part in chunks(np.arange(size, len(table)), JUDGED_TOGETHER)]
+    )
     standardization = {"shift": 0.0, "scale": 1.0}
     if options.standardize:
-        _, scores = judged(reward_model, [batch_of(part) for part in _chunks(np.arange(min(size, 2048)))])
+        _, scores = judged(
+            reward_model, [batch_of(part) for part in chunks(np.arange(min(size, 2048)), JUDGED_TOGETHER)]
+        )
         standardization = {"shift": scores.mean().item(), "scale": scores.std().item()}
     if accelerator.is_main_process:
         trained = accelerator.unwrap_model(reward_model)
@@ -106,7 +89,7 @@ def train_reward(
     return {"held_out_accuracy": accuracy}
 
 
-def judged(reward_model: torch.nn.Module, batches: Sequence[PromptResponseBatch]) -> tuple[float, Tensor]:
+def judged(reward_model: torch.nn.Module, batches: Iterable[PromptResponseBatch]) -> tuple[float, Tensor]:
     """Share of pairs in which the chosen answer scores higher, and the scores of all answers, (2N,)."""
     with evaluation_mode(reward_model):
         scores = [score(reward_model, batch) for batch in batches]
@@ -118,10 +101,6 @@ def load_standardization(folder: Path) -> tuple[float, float]:
     """Shift and scale by which a reward model's scores are standardised: (score - shift) / scale."""
     values = json.loads((folder / STANDARDIZATION_FILE).read_text(encoding="utf-8"))
     return values["shift"], values["scale"]
-
-
-def _chunks(indices: np.ndarray, size: int = 256) -> list[np.ndarray]:
-    return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
 if __name__ == "__main__":

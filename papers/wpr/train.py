@@ -8,10 +8,8 @@ does best on the validation prompts is written out.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,17 +29,18 @@ from papers.wpr.reward import load_standardization
 from papers.wpr.selection import select_weights
 from papers.wpr.testbed import judge_texts
 from shared.checkpoints import Checkpointer
-from shared.data_order import BatchOrder, generator_for
+from shared.data_order import BatchOrder, chunks, generator_for
 from shared.errors import InputError
 from shared.files import write_json
 from shared.lm.batches import PromptBatch, append_responses, left_padded
-from shared.lm.generation import evaluation_mode, sample_responses
+from shared.lm.generation import evaluation_mode, response_rows, sample_responses
 from shared.lm.log_probs import response_logits
 from shared.lm.models import ScalarHeadModel
 from shared.lm.ppo import Experience, Rollout, collect_rollout, ppo_update
 from shared.lm.reward_modeling import score
 from shared.lm.texts import decode_rows, load_causal_lm, load_tokenizer, prompt_rows, save_for_store
 from shared.progress import Progress
+from shared.run_by_run import FINISHED, RunFolders
 from shared.schedules import named_schedule, set_learning_rate
 from shared.stage import Input, Output, State, run
 from shared.tables import read_table, write_table
@@ -115,29 +114,26 @@ def train_policies(
     planned = [parse_run(text) for text in runs]
     device = Accelerator(mixed_precision=options.mixed_precision).device
     bench = open_bench(options, seed, judge, supervised, reward, read_table(prompts, ("split", "prompt")), device)
-    for each in planned:
-        if not (state / str(each) / "finished.json").exists():
-            train_run(bench, each, state / str(each))
+    folders = RunFolders(state, [str(each) for each in planned])
+    for text, folder in folders.unfinished():
+        train_run(bench, parse_run(text), folder)
     if not PartialState().is_main_process:
         return {}
     for name, path in (("samples", samples), ("curves", curves)):
-        parts = [
-            read_table(state / str(each) / f"{name}.parquet").assign(
-                setting=setting, seed=seed, method=each.method, beta=each.beta
-            )
-            for each in planned
-        ]
-        write_table(path, pd.concat(parts, ignore_index=True))
+        write_table(path, folders.gather(name, lambda text: labels_of(text, setting, seed)))
     selected = select_weights(read_table(samples), judge)
     policies.mkdir()
     for method in options.saved_policies:
         if method in selected:
-            shutil.copytree(state / str(Run(method, selected[method])) / "policy", policies / method)
+            shutil.copytree(folders.folder(str(Run(method, selected[method]))) / "policy", policies / method)
     write_json(policies / "selected.json", selected)
-    seconds = {
-        str(each): json.loads((state / str(each) / "finished.json").read_text(encoding="utf-8")) for each in planned
-    }
-    return {"seconds": seconds}
+    return {"seconds": folders.records()}
+
+
+def labels_of(text: str, setting: str, seed: int) -> dict[str, str | int | float]:
+    """What stands beside the rows of a run in the tables."""
+    planned = parse_run(text)
+    return {"setting": setting, "seed": seed, "method": planned.method, "beta": planned.beta}
 
 
 def parse_run(text: str) -> Run:
@@ -194,7 +190,7 @@ def open_bench(
 
 
 def train_run(bench: Bench, planned: Run, folder: Path) -> None:
-    """PPO of one run; writes samples, curves, the policy if it may be kept, and last ``finished.json``.
+    """PPO of one run; writes samples, curves, the policy if it may be kept, and last of all that it is finished.
 
     A run that was interrupted continues from its last saved state, to the same result.
     """
@@ -280,7 +276,7 @@ def train_run(bench: Bench, planned: Run, folder: Path) -> None:
         if planned.method in options.saved_policies:
             trained = accelerator.unwrap_model(policy)
             save_for_store(trained, bench.tokenizer, folder / "policy", dtype=getattr(torch, options.weights))
-        write_json(folder / "finished.json", seconds)
+        write_json(folder / FINISHED, seconds)
     accelerator.wait_for_everyone()
 
 
@@ -309,7 +305,7 @@ def answer(bench: Bench, policy: nn.Module, split: str, accelerator: Accelerator
     mine = np.arange(len(table))[accelerator.process_index :: accelerator.num_processes]
     parts = []
     with evaluation_mode(model):
-        for chunk, indices in enumerate(_chunks(mine, bench.options.evaluation_batch)):
+        for chunk, indices in enumerate(chunks(mine, bench.options.evaluation_batch)):
             prompts = _prompt_batch(bench, split, indices, accelerator.device)
             generator = generator_for(
                 bench.seed, EVALUATION_STREAM, accelerator.process_index, chunk, device=accelerator.device
@@ -323,7 +319,7 @@ def answer(bench: Bench, policy: nn.Module, split: str, accelerator: Accelerator
             tokens = mask.sum(dim=1)
             parts.append(
                 table.loc[indices, ["split", "prompt_id", "prompt"]].assign(
-                    response=_responses(bench, responses, mask),
+                    response=decode_rows(bench.tokenizer, response_rows(responses, mask)),
                     score=_numbers(bench.standardized(score(bench.reward_model, batch))),
                     kl=_numbers(((log_p.exp() * (log_p - log_q)).sum(dim=-1) * mask).sum(dim=1)),
                     entropy=_numbers((-(log_p.exp() * log_p).sum(dim=-1) * mask).sum(dim=1) / tokens),
@@ -346,15 +342,9 @@ def _describe(bench: Bench, part: np.ndarray, rollout: Rollout, penalties: Penal
     }
     if bench.judge == "gold" and len(part) == len(rollout.actions):
         prompts = bench.prompts["train"]["prompt"].iloc[part]
-        judged = judge_texts(prompts, _responses(bench, rollout.actions, rollout.mask))
+        judged = judge_texts(prompts, decode_rows(bench.tokenizer, response_rows(rollout.actions, rollout.mask)))
         record |= {name: float(judged[name].mean()) for name in ("gold", "fidelity", "style", "boilerplate")}
     return record
-
-
-def _responses(bench: Bench, responses: Tensor, mask: Tensor) -> list[str]:
-    lengths = mask.sum(dim=1).tolist()
-    rows = [row[:length] for row, length in zip(responses.tolist(), lengths, strict=True)]
-    return decode_rows(bench.tokenizer, rows)
 
 
 def _prompt_batch(bench: Bench, split: str, indices: np.ndarray, device: torch.device) -> PromptBatch:
@@ -368,10 +358,6 @@ def _frozen(model: nn.Module, device: torch.device) -> nn.Module:
 
 def _numbers(values: Tensor) -> np.ndarray:
     return values.double().cpu().numpy()
-
-
-def _chunks(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    return (indices[start : start + size] for start in range(0, len(indices), size))
 
 
 if __name__ == "__main__":

@@ -104,9 +104,14 @@ def sample_token_rows(
         responses, mask = sample_responses(
             model, batch, options, eos_id=eos_id, pad_id=pad_id, generator=generator, processors=processors
         )
-        lengths = mask.sum(dim=1).tolist()
-        rows += [row[:length] for row, length in zip(responses.tolist(), lengths, strict=True)]
+        rows += response_rows(responses, mask)
     return rows
+
+
+def response_rows(responses: Tensor, mask: Tensor) -> list[list[int]]:
+    """Sampled responses (B, T) as lists of token ids, without what the mask (B, T) leaves out at their ends."""
+    lengths = mask.sum(dim=1).tolist()
+    return [row[:length] for row, length in zip(responses.tolist(), lengths, strict=True)]
 
 
 def _warpers(options: SamplingOptions) -> list[LogitsProcessor]:

@@ -12,8 +12,6 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shared.checkpoints import Checkpointer
-from shared.data_order import BatchOrder
 from shared.errors import InputError
 from shared.lm.batches import PromptResponseBatch, right_padded
 from shared.lm.models import build_decoder
@@ -21,10 +19,9 @@ from shared.lm.options import FinetuneOptions
 from shared.lm.supervised import supervised_loss, target_count
 from shared.lm.texts import answer_rows, load_causal_lm, load_tokenizer, prompt_rows, save_for_store
 from shared.lm.tokenizer import build_tokenizer
-from shared.schedules import named_schedule
 from shared.stage import Input, Output, State, run
 from shared.tables import read_table, write_table
-from shared.training import adamw, train
+from shared.training import fit
 
 
 def finetune(
@@ -46,38 +43,24 @@ def finetune(
     prompts = prompt_rows(tokenizer, table["prompt"].tolist(), max_tokens=options.max_prompt_tokens)
     answers = answer_rows(tokenizer, table["answer"].tolist(), max_tokens=options.max_answer_tokens)
 
-    training = options.training
-    accelerator = Accelerator(mixed_precision=training.mixed_precision)
-    order = BatchOrder(len(prompts), training.batch_size, seed)
-    steps = max(1, round(training.epochs * order.steps_per_epoch))
-    optimizer = adamw(
-        decoder,
-        training.learning_rate,
-        weight_decay=training.weight_decay,
-        embedding_weight_decay=training.embedding_weight_decay,
-    )
-    decoder, optimizer = accelerator.prepare(decoder, optimizer)
+    accelerator = Accelerator(mixed_precision=options.training.mixed_precision)
 
-    def batches(step: int) -> list[PromptResponseBatch]:
-        parts = order.micro_batches(
-            step,
-            accumulation=training.accumulation,
-            process_index=accelerator.process_index,
-            num_processes=accelerator.num_processes,
+    def make_batch(rows: np.ndarray) -> PromptResponseBatch:
+        chosen = right_padded(
+            [prompts[row] for row in rows], [answers[row] for row in rows], pad_id=tokenizer.pad_token_id
         )
-        return [_batch(prompts, answers, part, tokenizer.pad_token_id).to(accelerator.device) for part in parts]
+        return chosen.to(accelerator.device)
 
-    records = train(
-        lambda batch: (supervised_loss(decoder, batch), {}),
-        model=decoder,
-        optimizer=optimizer,
-        schedule=named_schedule(training.schedule, steps, warmup_fraction=training.warmup_fraction),
-        batches=batches,
-        steps=steps,
+    decoder, records = fit(
+        lambda decoder, batch: (supervised_loss(decoder, batch), {}),
+        decoder,
+        options.training,
+        size=len(prompts),
+        make_batch=make_batch,
+        seed=seed,
         accelerator=accelerator,
+        checkpoints=state,
         weight_of=target_count,
-        max_grad_norm=training.max_grad_norm,
-        checkpointer=Checkpointer(state, accelerator, every=training.checkpoint_every),
         description="fine-tuning",
     )
     if accelerator.is_main_process:
@@ -109,10 +92,6 @@ def starting_point(
         seed=seed,
     )
     return decoder, tokenizer
-
-
-def _batch(prompts: list[list[int]], answers: list[list[int]], rows: np.ndarray, pad_id: int) -> PromptResponseBatch:
-    return right_padded([prompts[row] for row in rows], [answers[row] for row in rows], pad_id=pad_id)
 
 
 if __name__ == "__main__":
