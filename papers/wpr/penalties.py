@@ -127,22 +127,41 @@ def is_clipped(method: str) -> bool:
     return parse_method(method)["divergence"] is not None
 
 
-def reference_cost(embeddings: Tensor, options: WassersteinOptions, *, words: Tensor) -> TokenCost:
+class NeighborDistances(NamedTuple):
+    """Distances among the reference model's tokens that take a pass over all pairs of them."""
+
+    nearest: Tensor
+    """(V,) to the nearest other token."""
+    radii: Tensor | None
+    """(V,) to the k-th nearest other token; None where costs are not truncated."""
+
+
+def neighbor_distances(embeddings: Tensor, options: WassersteinOptions) -> NeighborDistances:
+    """Distances of the tokens with input embeddings (V, d) to their neighbours, in the metric of the options."""
+    embeddings = embeddings.detach().float()
+    radii = None if options.neighbors is None else neighbor_radii(embeddings, options.neighbors, metric=options.metric)
+    return NeighborDistances(neighbor_radii(embeddings, 1, metric=options.metric), radii)
+
+
+def reference_cost(
+    embeddings: Tensor, options: WassersteinOptions, *, words: Tensor, distances: NeighborDistances | None = None
+) -> TokenCost:
     """Cost of the reference model's tokens, computed on the support when it is asked for.
 
     Args:
         embeddings: (V, d) input embeddings of the reference model.
         options: metric, truncation, and whether costs are divided by the mean cost between distinct ``words``.
         words: ids of the ordinary tokens, for that mean.
+        distances: of :func:`neighbor_distances` for the same embeddings and options; None: they are computed here.
     """
     embeddings = embeddings.detach().float()
-    radii = None if options.neighbors is None else neighbor_radii(embeddings, options.neighbors, metric=options.metric)
+    nearest, radii = distances or neighbor_distances(embeddings, options)
     unit = 1.0
     if options.normalize_cost:
         among_words = EmbeddingCost(embeddings, None, options.metric)(words)
         unit = (among_words.sum() / (len(words) * (len(words) - 1))).item()
     cost = EmbeddingCost(embeddings, radii, options.metric)
-    kernel_exponent(neighbor_radii(embeddings, 1, metric=options.metric) / unit, reg=1.0 / options.inverse_strength)
+    kernel_exponent(nearest / unit, reg=1.0 / options.inverse_strength)
     return lambda token_ids: cost(token_ids) / unit
 
 

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from papers.wpr.costs import TokenCost
 from papers.wpr.options import PolicyOptions
-from papers.wpr.penalties import Penalties, is_clipped, method_cost, penalty_function, reference_cost
+from papers.wpr.penalties import NeighborDistances, Penalties, is_clipped, method_cost, penalty_function, reference_cost
 from papers.wpr.ppo import generalized_advantages, token_rewards
 from papers.wpr.reward import load_standardization
 from papers.wpr.selection import select_weights
@@ -101,6 +101,7 @@ def train_policies(
     prompts: Input,
     supervised: Input,
     reward: Input,
+    distances: tuple[Input, ...] = (),
     policies: Output,
     samples: Output,
     curves: Output,
@@ -109,11 +110,14 @@ def train_policies(
     """Train every run, sample its final policy, and keep the policies asked for.
 
     ``setting`` names the reward regime in the tables. ``judge`` is ``gold`` (the testbed's reward) or ``score`` (the
-    reward model's), by which weights are selected.
+    reward model's), by which weights are selected. ``distances`` is the table of :mod:`papers.wpr.neighbors`, if costs
+    are truncated; without it the distances are computed here.
     """
     planned = [parse_run(text) for text in runs]
     device = Accelerator(mixed_precision=options.mixed_precision).device
-    bench = open_bench(options, seed, judge, supervised, reward, read_table(prompts, ("split", "prompt")), device)
+    found = read_distances(distances[0], device) if distances else None
+    table = read_table(prompts, ("split", "prompt"))
+    bench = open_bench(options, seed, judge, supervised, reward, table, device, found)
     folders = RunFolders(state, [str(each) for each in planned])
     for text, folder in folders.unfinished():
         train_run(bench, parse_run(text), folder)
@@ -153,6 +157,12 @@ def parse_run(text: str) -> Run:
     return Run(method, beta)
 
 
+def read_distances(path: Path, device: torch.device) -> NeighborDistances:
+    """Distances of the tokens to their neighbours from the table of :mod:`papers.wpr.neighbors`."""
+    table = read_table(path, ("nearest", "radius"))
+    return NeighborDistances(*(torch.tensor(table[name].to_numpy(), device=device) for name in ("nearest", "radius")))
+
+
 def open_bench(
     options: PolicyOptions,
     seed: int,
@@ -161,6 +171,7 @@ def open_bench(
     reward: Path,
     prompts: pd.DataFrame,
     device: torch.device,
+    distances: NeighborDistances | None = None,
 ) -> Bench:
     """Load what the runs share onto a device."""
     tokenizer = load_tokenizer(supervised)
@@ -185,7 +196,9 @@ def open_bench(
             split: prompt_rows(tokenizer, rows["prompt"].tolist(), max_tokens=options.max_prompt_tokens)
             for split, rows in by_split.items()
         },
-        cost=reference_cost(embeddings, options.wasserstein, words=torch.tensor(words, device=device)),
+        cost=reference_cost(
+            embeddings, options.wasserstein, words=torch.tensor(words, device=device), distances=distances
+        ),
     )
 
 

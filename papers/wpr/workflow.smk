@@ -10,6 +10,7 @@ R, L = paper.results, paper.logs
 LAUNCH = paper.launcher(settings.processes)
 RESOURCES = paper.resources(settings.processes)
 JUDGE = "gold" if settings.data else "score"
+DISTANCES = [] if settings.policy.wasserstein.neighbors is None else [f"{R}/supervised/seed{{seed}}-distances.parquet"]
 FIGURES = settings.figures
 JOBS = [
     f"{setting}-{family}-seed{seed}"
@@ -138,12 +139,35 @@ rule reward:
         " --record {output.record} &> {log}"
 
 
+if settings.policy.wasserstein.neighbors is not None:
+
+    rule neighbors:
+        message: "Finding the neighbours of every token, seed {wildcards.seed}"
+        input:
+            supervised=rules.supervised.output.model,
+        output:
+            distances=f"{R}/supervised/seed{{seed}}-distances.parquet",
+            record=f"{R}/records/neighbors-seed{{seed}}.json",
+        params:
+            **paper.stage("papers.wpr.neighbors", settings.policy.wasserstein),
+            seed="{seed}",
+        log:
+            f"{L}/neighbors-seed{{seed}}.log",
+        resources:
+            **paper.resources(min(settings.processes, 1)),
+        cache: True
+        shell:
+            "python -m papers.wpr.neighbors {params.arguments} --supervised {input.supervised}"
+            " --distances {output.distances} --record {output.record} &> {log}"
+
+
 rule train:
     message: "Training {wildcards.family} policies in setting {wildcards.setting}, seed {wildcards.seed}"
     input:
         prompts=f"{R}/data/prompts-seed{{seed}}.parquet",
         supervised=f"{R}/supervised/seed{{seed}}",
         reward=f"{R}/reward/{{setting}}-seed{{seed}}",
+        distances=DISTANCES,
     output:
         policies=directory(f"{R}/policies/{{setting}}-{{family}}-seed{{seed}}"),
         samples=f"{R}/samples/{{setting}}-{{family}}-seed{{seed}}.parquet",
@@ -157,6 +181,7 @@ rule train:
             for weight in settings.grids[method]
         ),
         family="{family}",
+        distances=lambda wildcards, input: f"--distances {input.distances}" if input.distances else "",
         launch=LAUNCH,
         state=f"{R}/state/train-{{setting}}-{{family}}-seed{{seed}}",
     log:
@@ -166,7 +191,7 @@ rule train:
     cache: True
     shell:
         "{params.launch} papers.wpr.train {params.arguments} --runs {params.runs} --prompts {input.prompts}"
-        " --supervised {input.supervised} --reward {input.reward} --policies {output.policies}"
+        " --supervised {input.supervised} --reward {input.reward} {params.distances} --policies {output.policies}"
         " --samples {output.samples} --curves {output.curves} --state {params.state} --record {output.record} &> {log}"
 
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.data_order import BatchOrder, generator_for
+from shared.data_order import BatchOrder, chunks, generator_for
 
 
 @given(st.integers(1, 40), st.data())
@@ -52,3 +52,9 @@ def test_generators_are_functions_of_their_key():
     keys = [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 1, 2)]
     assert draw(0, 1) == draw(0, 1)
     assert len({draw(*key) for key in keys}) == len(keys)
+
+
+def test_chunks_hold_every_index_once_in_order():
+    parts = list(chunks(np.arange(7) * 2, 3))
+    assert [part.tolist() for part in parts] == [[0, 2, 4], [6, 8, 10], [12]]
+    assert list(chunks(np.arange(0), 3)) == []

@@ -8,9 +8,11 @@ import pytest
 from example_paper import paper, tables
 
 from shared.claims import decide
+from shared.errors import InputError
 from shared.plotting import (
     LINESTYLES,
     PALETTE,
+    draw_figure,
     house_style,
     line_with_band,
     method_styles,
@@ -124,3 +126,16 @@ def test_claims_have_a_panel_each_and_every_estimate(seeds):
         assert drawn >= {result.estimate for result in claim.tests}
     with pytest.raises(ValueError, match="claims must hold at least one test"):
         plot_claims([claim.model_copy(update={"tests": ()}) for claim in claims])
+
+
+def test_a_figure_is_drawn_by_its_name(tmp_path):
+    def titled(title):
+        figure, axes = new_figure()
+        axes[0, 0].set_title(title)
+        assert not axes[0, 0].spines["top"].get_visible(), "not the house style"
+        return figure
+
+    draw_figure({"curve": titled}, "curve", "a title", tmp_path / "curve.png", tmp_path / "curve.pdf")
+    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG" and (tmp_path / "curve.pdf").exists()
+    with pytest.raises(InputError, match="figure 'bars': there is none; there are: curve"):
+        draw_figure({"curve": titled}, "bars", "", tmp_path / "bars.png")

@@ -17,7 +17,8 @@ from torch import nn
 
 from shared.checkpoints import Checkpointer
 from shared.schedules import constant, linear
-from shared.training import adamw, gradient_step, train
+from shared.training import adamw, fit, gradient_step, train
+from shared.training_options import TrainingOptions
 
 ROOT = Path(__file__).parents[2]
 PROCESS = Path(__file__).with_name("training_process.py")
@@ -310,3 +311,80 @@ def test_two_processes_train_like_one_and_resume(tmp_path):
         torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-6)
     for record, other in zip(reports[1]["at-once"], reports[2]["at-once"], strict=True):
         assert other == pytest.approx(record, rel=1e-4)
+
+
+# A whole training on a data set
+
+
+def _fitted(checkpoints, optimizer=None, **changes):
+    """A linear model fitted by `fit`, which examples each step saw, and the records."""
+    torch.manual_seed(0)
+    model, seen, accelerator = nn.Linear(3, 1), [], Accelerator(cpu=True)
+    inputs = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
+    options = {"epochs": 20.5, "batch_size": 4, "learning_rate": 0.1, "schedule": "linear", "warmup_fraction": 0.5}
+
+    def make_batch(rows):
+        seen.append(rows.tolist())
+        return inputs[rows.tolist()]
+
+    model, records = fit(
+        lambda model, batch: (model(batch).square().mean(), {"size": torch.tensor(float(len(batch)))}),
+        model,
+        TrainingOptions(**options | changes),
+        size=len(inputs),
+        make_batch=make_batch,
+        seed=3,
+        accelerator=accelerator,
+        checkpoints=checkpoints,
+        optimizer=optimizer(model) if optimizer else None,
+        weight_of=len,
+        log_every=1,
+    )
+    return model, seen, records
+
+
+def test_fit_sees_shuffled_epochs_under_the_options_schedule(tmp_path):
+    model, seen, records = _fitted(tmp_path)
+    assert len(seen) == 41, "20.5 epochs of 2 whole batches"
+    assert not set(seen[0]) & set(seen[1]) and seen[0] != seen[2], "an epoch repeats examples, or all epochs are one"
+    rates = [record["learning_rate"] for record in records]
+    assert max(rates) == pytest.approx(0.1) and rates[-1] < 0.1
+    assert model.weight.abs().max() < 0.2, "the mean square of the outputs does not fall"
+    assert records[0]["size"] == 4
+    assert _fitted(tmp_path / "again", accumulation=2)[1] == [part for row in seen for part in (row[:2], row[2:])]
+
+
+def test_fit_goes_on_from_its_checkpoint(tmp_path):
+    whole, _, records = _fitted(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        _fitted(tmp_path / "cut", checkpoint_every=2, optimizer=_failing_after(3))
+    resumed, seen, resumed_records = _fitted(tmp_path / "cut", checkpoint_every=2)
+    assert len(seen) == 39 and resumed_records == records
+    assert torch.equal(whole.weight, resumed.weight)
+
+
+def _failing_after(steps):
+    """Makes AdamW as `fit` does, which is interrupted in a later step."""
+
+    class Interrupted(torch.optim.AdamW):
+        taken = 0
+
+        def step(self, closure=None):
+            self.taken += 1
+            if self.taken > steps:
+                raise KeyboardInterrupt
+            return super().step(closure)
+
+    return lambda model: Interrupted(adamw(model, 0.1).param_groups, lr=0.1, fused=True)
+
+
+def test_fit_takes_another_optimizer(tmp_path):
+    frozen, _, records = _fitted(tmp_path, lambda model: torch.optim.SGD(model.parameters(), lr=0.0))
+    torch.manual_seed(0)
+    assert records[-1]["grad_norm"] > 0
+    assert records[0]["learning_rate"] == 0.0 and torch.equal(frozen.weight, nn.Linear(3, 1).weight)
+
+
+def test_fit_refuses_a_batch_larger_than_the_data(tmp_path):
+    with pytest.raises(ValueError, match="batch_size"):
+        _fitted(tmp_path, batch_size=11)

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from papers.wpr.evaluate import evaluate
+from papers.wpr.neighbors import find_neighbors
 from papers.wpr.options import Scale
 from papers.wpr.prepare_hub import prepare_hub
 from papers.wpr.reward import train_reward
@@ -205,3 +206,26 @@ def test_two_processes_train_together(trained):
     curves = pd.read_parquet(folder / "two-curves.parquet")
     assert curves.groupby("method")["step"].max().to_dict() == {"permuted": 3, "rkl": 3, "wpr": 3}
     assert not (folder / "two-state").exists()
+
+
+@pytest.mark.slow
+def test_neighbours_found_beforehand_change_nothing(trained):
+    folder, outputs, settings = trained
+    wasserstein = [*shrunk(settings.policy.wasserstein, neighbors="20"), *paths(supervised=folder / "sft")]
+    run(find_neighbors, [*wasserstein, *paths(distances=folder / "neighbors.parquet")])
+    table = pd.read_parquet(folder / "neighbors.parquet")
+    assert (table["nearest"] < table["radius"]).mean() > 0.9 and len(table) > 300
+    for name, extra in (("here", []), ("before", paths(distances=folder / "neighbors.parquet"))):
+        run(train_policies, [*policy_arguments(folder, outputs, settings, name), *extra])
+    samples = [pd.read_parquet(folder / f"{name}-samples.parquet") for name in ("here", "before")]
+    pd.testing.assert_frame_equal(*samples, check_exact=True)
+
+
+def test_neighbours_without_truncation_are_a_users_mistake(trained):
+    folder, _, _ = trained
+    with pytest.raises(SystemExit, match="neighbors: expected a number of neighbours"):
+        run(
+            find_neighbors,
+            ["--inverse-strength", "15", *paths(supervised=folder / "sft", distances=folder / "n.parquet")],
+        )
+    assert not (folder / "n").exists()

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import NoRepeatNGramLogitsProcessor
 
 from shared.lm.batches import left_padded
-from shared.lm.generation import evaluation_mode, sample_responses, sample_token_rows
+from shared.lm.generation import evaluation_mode, response_rows, sample_responses, sample_token_rows
 from shared.lm.options import SamplingOptions
 
 PROMPTS = [[2, 5, 3], [2, 5, 6, 7, 8, 3], [4]]
@@ -193,3 +193,8 @@ def test_evaluation_mode_is_undone():
 def test_bad_options_are_named(argument, kwargs):
     with pytest.raises(ValueError, match=argument):
         SamplingOptions(**kwargs)
+
+
+def test_rows_end_where_their_mask_ends():
+    responses = torch.tensor([[5, 1, 0], [6, 7, 8]])
+    assert response_rows(responses, torch.tensor([[True, True, False], [True] * 3])) == [[5, 1], [6, 7, 8]]
