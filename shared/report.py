@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ from shared.pages import (
     reported,
     template_environment,
 )
+
+MOST_TESTS_SHOWN = 12
+"""More tests of a claim than this are counted in the table of verdicts, not listed."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +131,18 @@ def result_tables(paper: Paper, metrics: pd.DataFrame) -> list[ResultTable]:
 
 
 def verdict_table_markdown(claims: Sequence[ClaimResult]) -> str:
-    """The verdicts as a Markdown table, for READMEs: claim, verdict, what was measured here, what the paper reports."""
+    """The verdicts as a Markdown table, for READMEs: claim, verdict, what was measured here, what the paper reports.
+
+    Of a claim with more tests than a cell can show it says how many had which outcome; the report lists them all.
+    """
     lines = ["| Claim | Verdict | Measured here (95 % interval) | The paper |", "| --- | --- | --- | --- |"]
     for claim in claims:
         measured = [f"{result.test.name}: {effect(result)}" for result in claim.tests] or [NOTHING]
+        if len(measured) > MOST_TESTS_SHOWN:
+            outcomes = Counter(result.verdict for result in claim.tests)
+            measured = [
+                f"{len(measured)} tests: {', '.join(f'{n} {verdict}' for verdict, n in outcomes.most_common())}"
+            ]
         cells = (
             [claim.statement],
             [f"{SYMBOLS[claim.verdict]} {claim.verdict}"],

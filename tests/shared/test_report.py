@@ -259,6 +259,15 @@ def test_verdict_table(measured, verdicts):
     assert verdict_table_markdown(piped).splitlines()[2].startswith("| a \\| b c &lt;i> | ")
 
 
+def test_many_tests_are_counted_in_the_verdict_table(verdicts):
+    claim = verdicts.claims[0]
+    supported, other = (next(r for r in claim.tests if (r.verdict == "supported") == want) for want in (True, False))
+    many = claim.model_copy(update={"tests": (supported,) * 3 + (other,) * 10})
+    expected = f"| 13 tests: 10 {other.verdict}, 3 supported |"
+    assert expected in verdict_table_markdown([many])
+    assert verdict_table_markdown([claim.model_copy(update={"tests": (supported,) * 12})]).count("<br>") >= 11
+
+
 def test_replace_between_markers():
     text = "before\n<!-- generated:verdicts -->\nold\n<!-- /generated:verdicts -->\nafter\n"
     replaced = replace_between_markers(text, "verdicts", "\nnew\\1\n")
