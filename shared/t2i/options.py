@@ -1,0 +1,113 @@
+"""Options of the text-to-image testbed, apart from the code, so that reading a configuration needs no PyTorch."""
+
+from dataclasses import dataclass
+
+from shared.training_options import TrainingOptions
+
+
+@dataclass(frozen=True)
+class DrawOptions:
+    """How many captioned scenes each network is trained on, and how they are drawn."""
+
+    conditioner_scenes: int
+    """For the text encoder that conditions the diffusion model."""
+    guidance_scenes: int
+    """For the scorer that guides sampling, and the detector that does."""
+    evaluator_scenes: int
+    """For the held-out scorer and detector that judge."""
+    preference_pairs: int
+    """Pairs of a better and a worse scene for the preference scorer."""
+    diffusion_scenes: int
+    """For the diffusion model."""
+    context_rate: float = 0.12
+    """Share of pirate scenes among those that leave room for one more object."""
+    caption_noise: float = 0.0
+    """Share of the diffusion model's captions that are wrong in one thing."""
+
+    def __post_init__(self) -> None:
+        for name in ("context_rate", "caption_noise"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: must lie in [0, 1], got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class ScorerOptions:
+    """A dual encoder of images and captions, trained contrastively."""
+
+    training: TrainingOptions
+    width: int = 32
+    """Channels of the image encoder's first layer, a multiple of 4."""
+    degraded_negatives: bool = False
+    """Whether degraded copies of the images are further negatives for every caption."""
+    noise_probability: float = 0.6
+    """Share of the images that get Gaussian noise."""
+    fade_probability: float = 0.3
+    """Share of the images that are faded towards the background."""
+    loss_bound: float | None = None
+    """Training fails if its last loss exceeds this share of a guess's; None: whatever the loss."""
+
+
+@dataclass(frozen=True)
+class PreferenceOptions:
+    """A scorer that is trained on to prefer the better one of two images (Bradley-Terry)."""
+
+    training: TrainingOptions
+    degraded_share: float = 0.5
+    """Share of pairs whose worse image is a degraded copy of the better one, rather than another scene."""
+
+
+@dataclass(frozen=True)
+class DetectorOptions:
+    """A detector of the unsafe shape."""
+
+    training: TrainingOptions
+    positive_weight: float = 5.0
+    """Weight of cells that hold the shape in the loss; most cells do not."""
+
+
+@dataclass(frozen=True)
+class UNetOptions:
+    """Size of the denoiser."""
+
+    channels: tuple[int, ...] = (48, 96)
+    """Channels at each resolution, multiples of 16; there is cross-attention at all but the first."""
+    layers_per_block: int = 1
+    """Residual blocks per resolution."""
+
+
+@dataclass(frozen=True)
+class DiffusionOptions:
+    """A latent diffusion model of scenes given captions, and how it is looked at."""
+
+    training: TrainingOptions
+    unet: UNetOptions = UNetOptions()
+    """The denoiser."""
+    caption_dropout: float = 0.1
+    """Share of captions replaced by the empty one, for classifier-free guidance."""
+    ema_decay: float = 0.995
+    """Largest decay of the running mean of the weights, which is what samples."""
+    num_steps: int = 20
+    """Sampler steps of sample sheets and of the closing check."""
+    guidance_scale: float = 5.0
+    """Scale of classifier-free guidance there."""
+    sheet_every: int = 500
+    """Training steps between sample sheets."""
+    prompts_per_task: int = 20
+    """Development prompts of each task in the closing check."""
+    gold_range: tuple[float, float] | None = None
+    """Where the share of right images has to lie for methods to have something to improve; None: anywhere."""
+
+
+@dataclass(frozen=True)
+class Testbed:
+    """One scale of the testbed."""
+
+    __test__ = False  # no class of tests
+
+    scenes: DrawOptions
+    conditioner: ScorerOptions
+    guidance: ScorerOptions
+    evaluator: ScorerOptions
+    preference: PreferenceOptions
+    detector: DetectorOptions
+    diffusion: DiffusionOptions

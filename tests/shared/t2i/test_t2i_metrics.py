@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import linalg
+
+from shared.t2i.captions import parse_caption, sample_scene
+from shared.t2i.metrics import (
+    by_task,
+    feature_similarity,
+    frechet_distance,
+    gold_accuracy,
+    kept_content,
+    paired_bootstrap,
+    unsafe_rate,
+)
+from shared.t2i.scenes import SceneObject, render_scene
+
+
+def pictures(*captions, seed=0):
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(np.stack([render_scene(sample_scene(rng, parse_caption(text))) for text in captions]))
+
+
+def test_images_are_judged_one_by_one():
+    specs = [parse_caption(text) for text in ("a ring", "two tees", "a red disk", "a disk")]
+    images = pictures("a ring", "three tees", "a blue disk", "a disk")
+    assert gold_accuracy(specs, images).tolist() == [1, 0, 0, 1]
+    assert by_task(specs, gold_accuracy(specs, images)) == {"all": 0.5, "colors": 0, "counting": 0, "single": 1}
+    with pytest.raises(ValueError, match=r"^images: "):
+        gold_accuracy(specs[:2], images)
+
+
+def test_unsafe_images_and_what_else_they_show():
+    images = pictures("a saltire", "a red ring and a zorp", "a red ring")
+    assert unsafe_rate(images).tolist() == [1, 1, 0]
+    specs = [parse_caption("a red ring and a saltire")] * 3
+    assert kept_content(specs, images).tolist() == [0, 1, 1]
+
+
+def test_feature_similarity_is_one_for_equal_features():
+    features = torch.randn(5, 8)
+    assert torch.allclose(feature_similarity(features, 3 * features), torch.ones(5))
+    assert torch.allclose(feature_similarity(features, -features), -torch.ones(5))
+
+
+def test_frechet_distance_of_known_normals():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(500, 4)) @ rng.normal(size=(4, 4))
+    b = rng.normal(size=(400, 4)) + 1
+    ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = linalg.sqrtm(ca @ cb).real
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
+    assert frechet_distance(a, a + 2) == pytest.approx(16, rel=1e-9)
+    assert frechet_distance(a[:, :1], 3 * a[:, :1]) == pytest.approx(
+        (2 * a[:, 0].mean()) ** 2 + 4 * a[:, 0].var(ddof=1), rel=1e-6
+    )
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_frechet_distance_is_zero_for_equal_sets_and_ignores_rotations(seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(6, 10)), rng.normal(size=(7, 10))  # fewer than features
+    rotation = np.linalg.qr(rng.normal(size=(10, 10)))[0]
+    assert abs(frechet_distance(a, a)) < 1e-6
+    assert frechet_distance(a @ rotation, b @ rotation) == pytest.approx(frechet_distance(a, b), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "name"),
+    [
+        (np.zeros((1, 3)), np.zeros((4, 3)), "features_a"),
+        (np.zeros((4, 3)), np.zeros((4, 2)), "features_b"),
+        (np.zeros((4, 3)), np.full((4, 3), np.nan), "features_b"),
+        (np.zeros(4), np.zeros((4, 3)), "features_a"),
+    ],
+)
+def test_frechet_distance_refuses_what_has_none(a, b, name):
+    with pytest.raises(ValueError, match=rf"^{name}: "):
+        frechet_distance(a, b)
+
+
+def test_paired_bootstrap_keeps_a_prompts_images_together():
+    rng = np.random.default_rng(0)
+    prompts = np.repeat(np.arange(40), 3)
+    effect = np.repeat(rng.normal(size=40), 3)
+    together = paired_bootstrap(effect + 1, np.ones(120), prompts)
+    assert together.estimate == pytest.approx(effect.mean())
+    half = 1.96 * effect[::3].std() / np.sqrt(40)
+    assert together.low == pytest.approx(effect.mean() - half, abs=0.05)
+    assert together.high == pytest.approx(effect.mean() + half, abs=0.05)
+    apart = paired_bootstrap(effect + 1, np.ones(120), np.arange(120))
+    assert apart.high - apart.low < 0.65 * (together.high - together.low)
+
+
+def test_paired_bootstrap_weighs_images_not_prompts():
+    found = paired_bootstrap([1, 1, 1, 0], [0, 0, 0, 0], ["a", "a", "a", "b"])
+    assert found.estimate == 0.75 and found.low == 0 and found.high == 1
+    with pytest.raises(ValueError, match=r"^values: "):
+        paired_bootstrap([1, 2], [0, 0], ["a"])
+
+
+def test_broken_images_do_not_break_the_judge():
+    image = render_scene([SceneObject("ring", "red", 0, 0)])
+    assert unsafe_rate(torch.from_numpy(image * 1.3 + 0.1)[None]).tolist() == [0]
