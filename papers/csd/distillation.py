@@ -1,15 +1,18 @@
 """Distillation of one student, and what is measured of it: the recipe that the stages ``tune`` and ``distill`` share.
 
 All runs of a training seed share the teacher, the initial student, the prompts of every step and, in evaluation, the
-random numbers of sampling. So runs differ in their loss, its learning rate and their setting alone.
+random numbers of sampling. So runs differ in their loss, its learning rate and their setting alone. Runs on the
+student's own responses add a next-token loss on plain text, as in the paper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,19 +28,21 @@ from papers.csd.methods import TokenLoss, logit_loss
 from papers.csd.options import DistillOptions
 from papers.csd.response_buffer import Example, ResponseBuffer
 from papers.csd.runs import LIKELIHOODS, Run
+from papers.csd.student_share import AdaptiveShare, Source, choose_source
 from shared.checkpoints import Checkpointer
-from shared.data_order import BatchOrder, generator_for
+from shared.data_order import BatchOrder, chunks, generator_for
 from shared.errors import InputError
 from shared.lm.batches import PromptResponseBatch, append_responses, left_padded, right_padded
-from shared.lm.generation import evaluation_mode, sample_responses
+from shared.lm.generation import evaluation_mode, response_rows, sample_responses
 from shared.lm.log_probs import response_log_probs, response_logits
+from shared.lm.supervised import supervised_loss, target_count
 from shared.lm.texts import answer_rows, decode_rows, load_causal_lm, load_tokenizer, prompt_rows
 from shared.schedules import named_schedule
 from shared.training import adamw, train
 
 LOG_EVERY = 10
 # Streams of random numbers: each kind of draw has its own.
-SOURCE_STREAM, RESPONSE_STREAM, BUFFER_STREAM, TEACHER_STREAM, EVALUATION_STREAM = range(1, 6)
+SOURCE_STREAM, RESPONSE_STREAM, BUFFER_STREAM, TEACHER_STREAM, EVALUATION_STREAM, PLAIN_STREAM = range(1, 7)
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,25 @@ class DistillationBatch:
     tokens: PromptResponseBatch
     teacher_logits: Tensor | None
     """(N, V), None where nothing reads them."""
+    plain: PromptResponseBatch | None
+    """Plain text, where it is learned from too."""
+    student_share: float
+    """Share of the steps that learn on the student's own responses, as of this step."""
     is_logged: bool
     """Whether this step's divergences are recorded."""
+
+
+class Trained(NamedTuple):
+    """A student after its training; without one there are no records and no costs."""
+
+    student: nn.Module
+    records: list[dict[str, float]]
+    """step, loss, grad_norm, learning_rate, and of the step's batch student_share (of steps on own responses) and the
+    divergences kl_forward and kl_reverse between teacher and student, in nats per token."""
+    seconds: float | None
+    """Of the training, since it was last resumed."""
+    tokens_written: int | None
+    """Tokens that the student sampled during training."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +86,10 @@ class Bench:
     prompts: list[list[int]]
     """Of the distillation set, as token ids."""
     answers: list[list[int]]
+    validation: list[Example]
+    """Prompts with a reference response: what an adaptive share of own responses is steered by."""
+    texts: list[list[int]]
+    """Plain text, two tokens or more each."""
 
     @property
     def vocabulary_size(self) -> int:
@@ -86,20 +112,20 @@ class Bench:
     def teacher_answers(self) -> list[list[int]]:
         """One response of the teacher to each prompt of the distillation set; every process samples all of them."""
         rows = []
-        for chunk, indices in enumerate(_chunks(np.arange(len(self.prompts)), self.options.evaluation_batch)):
+        for chunk, indices in enumerate(chunks(np.arange(len(self.prompts)), self.options.evaluation_batch)):
             prompts = left_padded([self.prompts[index] for index in indices], pad_id=self.token_ids["pad_id"])
             generator = generator_for(self.seed, TEACHER_STREAM, chunk, device=self.device)
             responses = sample_responses(
                 self.teacher, prompts.to(self.device), self.options.sampling, **self.token_ids, generator=generator
             )
-            rows += _rows(*responses)
+            rows += response_rows(*responses)
         return rows
 
     @cached_property
     def cached_logits(self) -> list[Tensor]:
         """The teacher's logits on the distillation set: for each example (T, V), T the tokens of its response."""
         kept = []
-        for indices in _chunks(np.arange(len(self.prompts)), self.options.evaluation_batch):
+        for indices in chunks(np.arange(len(self.prompts)), self.options.evaluation_batch):
             batch = self.batch([(self.prompts[index], self.answers[index]) for index in indices])
             kept += self.run_teacher(batch).split(batch.response_lengths.tolist())
         return kept
@@ -116,18 +142,35 @@ class Bench:
 
 
 def open_bench(
-    options: DistillOptions, seed: int, teacher: Path, student: Path, examples: pd.DataFrame, device: torch.device
+    options: DistillOptions,
+    seed: int,
+    teacher: Path,
+    student: Path,
+    examples: pd.DataFrame,
+    device: torch.device,
+    *,
+    validation: pd.DataFrame | None = None,
+    texts: Sequence[str] = (),
 ) -> Bench:
     """Load what the runs share onto a device.
+
+    Args:
+        examples: columns prompt, answer.
+        validation: columns prompt, references; needed for runs whose share of own responses adapts.
+        texts: plain text; needed for runs on own responses, if it has a weight.
 
     Raises:
         InputError: teacher and student do not share their vocabulary.
     """
+    if validation is None:
+        validation = pd.DataFrame({"prompt": [], "references": []})
     tokenizer = load_tokenizer(teacher)
     for source in {str(student), options.pretrained_student} - {None}:
         if load_tokenizer(source).get_vocab() != tokenizer.get_vocab():
             raise InputError(f"{source}: the student's vocabulary is not that of the teacher {teacher}")
     frozen = load_causal_lm(teacher, dtype=getattr(torch, options.teacher_weights))
+    references = [listed[0] for listed in validation["references"]]
+    longest = options.max_prompt_tokens + options.max_answer_tokens
     return Bench(
         options=options,
         seed=seed,
@@ -136,25 +179,34 @@ def open_bench(
         student=student,
         prompts=prompt_rows(tokenizer, examples["prompt"].tolist(), max_tokens=options.max_prompt_tokens),
         answers=answer_rows(tokenizer, examples["answer"].tolist(), max_tokens=options.max_answer_tokens),
+        validation=list(
+            zip(
+                prompt_rows(tokenizer, validation["prompt"].tolist(), max_tokens=options.max_prompt_tokens),
+                answer_rows(tokenizer, references, max_tokens=options.max_answer_tokens),
+                strict=True,
+            )
+        ),
+        texts=[row for row in answer_rows(tokenizer, texts, max_tokens=longest) if len(row) > 1],
     )
 
 
 def initial_student(bench: Bench, planned: Run) -> nn.Module:
     """The student that a run starts from."""
     pretrained = bench.options.pretrained_student
-    return load_causal_lm(bench.student if pretrained is None or planned.student_fraction else pretrained)
+    return load_causal_lm(bench.student if pretrained is None or planned.is_on_policy else pretrained)
 
 
-def train_student(
-    bench: Bench, planned: Run, learning_rate: float, state: Path
-) -> tuple[nn.Module, list[dict[str, float]]]:
+def train_student(bench: Bench, planned: Run, learning_rate: float, state: Path) -> Trained:
     """Distil one student; continues from the state of an interrupted training, to the same result.
 
-    Returns:
-        the student, and the records of its training: step, loss, grad_norm, learning_rate, and the divergences
-        kl_forward and kl_reverse between teacher and student on the step's batch, in nats per token.
+    Raises:
+        InputError: the run needs validation examples or plain text, and the bench has none.
     """
     options = bench.options
+    if planned.student_fraction is None and not bench.validation:
+        raise InputError(f"run {str(planned)!r}: its share of own responses adapts to validation examples; none given")
+    if planned.is_on_policy and options.plain_text_weight and not bench.texts:
+        raise InputError(f"run {str(planned)!r}: plain text has a weight of {options.plain_text_weight:g}; none given")
     accelerator = Accelerator(mixed_precision=options.mixed_precision)
     order = BatchOrder(len(bench.prompts), options.batch_size, bench.seed)
     steps = max(1, round(options.epochs * order.steps_per_epoch))
@@ -162,10 +214,11 @@ def train_student(
     optimizer = adamw(student, learning_rate, weight_decay=options.weight_decay)
     student, optimizer = accelerator.prepare(student, optimizer)
     batches = StepBatches(bench, planned, order, steps, student, accelerator)
-    accelerator.register_for_checkpointing(batches.buffer)
+    accelerator.register_for_checkpointing(batches.buffer, batches.share)
     loss = None if planned.method in LIKELIHOODS else token_loss_of(bench, planned)
+    started = time.perf_counter()
     records = train(
-        lambda batch: step_loss(student, batch, loss, bench.vocabulary_size),
+        lambda batch: step_loss(student, batch, loss, bench.vocabulary_size, options.plain_text_weight),
         model=student,
         optimizer=optimizer,
         schedule=named_schedule(options.schedule, steps, warmup_fraction=options.warmup_fraction),
@@ -178,7 +231,8 @@ def train_student(
         log_every=LOG_EVERY,
         description=f"{planned} at {learning_rate:g}",
     )
-    return accelerator.unwrap_model(student), records
+    seconds = time.perf_counter() - started
+    return Trained(accelerator.unwrap_model(student), records, seconds, batches.buffer.tokens_written)
 
 
 def token_loss_of(bench: Bench, planned: Run) -> TokenLoss:
@@ -186,12 +240,18 @@ def token_loss_of(bench: Bench, planned: Run) -> TokenLoss:
 
 
 def step_loss(
-    student: nn.Module, batch: DistillationBatch, loss: TokenLoss | None, vocabulary_size: int
+    student: nn.Module,
+    batch: DistillationBatch,
+    loss: TokenLoss | None,
+    vocabulary_size: int,
+    plain_text_weight: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean loss over the response tokens of a batch; without ``loss`` the cross-entropy on its responses.
 
+    Plain text, where the batch has some, adds its mean next-token loss times ``plain_text_weight``.
+
     Returns:
-        the loss, and where the step is logged both divergences, in nats per token.
+        the loss, and where the step is logged the share of own responses and both divergences, in nats per token.
     """
     logits, targets, mask = response_logits(student, batch.tokens)
     selected = logits[mask][:, :vocabulary_size]
@@ -199,10 +259,12 @@ def step_loss(
         value = nn.functional.cross_entropy(selected.float(), targets[mask])
     else:
         value = loss(selected, batch.teacher_logits).mean()
+    if batch.plain is not None:
+        value = value + plain_text_weight * supervised_loss(student, batch.plain)
     if not batch.is_logged:
         return value, {}
     with torch.no_grad():
-        return value, {
+        return value, {"student_share": torch.tensor(batch.student_share)} | {
             f"kl_{direction}": token_divergence(selected, batch.teacher_logits, f"{direction}_kl").mean()
             for direction in ("forward", "reverse")
         }
@@ -211,49 +273,92 @@ def step_loss(
 class StepBatches:
     """The micro-batches of a step: from the data set, or from the buffer of the student's own responses.
 
-    Every process holds the same buffer. A step's draws are functions of the seed and the step.
+    Every process holds the same buffer and the same share of own responses. A step's draws are functions of the seed
+    and the step.
     """
 
     def __init__(
         self, bench: Bench, planned: Run, order: BatchOrder, steps: int, student: nn.Module, accelerator: Accelerator
     ) -> None:
         self.buffer = ResponseBuffer(bench.options.buffer_sequences)
+        self.share = AdaptiveShare(bench.options.share_margin)
         self._bench, self._planned, self._order, self._steps = bench, planned, order, steps
         self._student, self._accelerator = student, accelerator
+        if bench.options.cache_teacher and planned.student_fraction != 1.0:
+            bench.cached_logits  # noqa: B018 - computed now, so that it is no part of the training's time
 
     def __call__(self, step: int) -> list[DistillationBatch]:
         bench, accelerator = self._bench, self._accelerator
-        source = np.random.default_rng([bench.seed, step, SOURCE_STREAM])
-        is_on_policy = source.random() < self._planned.student_fraction
-        if is_on_policy:
-            examples, cached = self._own_examples(step), None
-        else:
+        source = self._source(step)
+        if source == "data":
             rows = self._order.indices(step)
             answers = bench.teacher_answers if self._planned.method == "seqkd" else bench.answers
             examples = [(bench.prompts[row], answers[row]) for row in rows]
             is_cached = bench.options.cache_teacher and answers is bench.answers
             cached = [bench.cached_logits[row] for row in rows] if is_cached else None
+        else:
+            if source == "fresh":
+                self._write_responses(step)
+            rng = np.random.default_rng([bench.seed, step, BUFFER_STREAM])
+            examples, cached = self.buffer.draw(self._order.batch_size, rng), None
         mine = np.arange(len(examples))[accelerator.process_index :: accelerator.num_processes]
         parts = np.array_split(mine, bench.options.accumulation)
         return [self._batch(step, examples, cached, part) for part in parts]
 
-    def _own_examples(self, step: int) -> list[Example]:
-        """Every ``generate_every`` steps, and first of all, the student answers the step's prompts anew."""
-        bench = self._bench
-        if step % bench.options.generate_every == 0 or not len(self.buffer):
-            process, processes = self._accelerator.process_index, self._accelerator.num_processes
-            mine = [bench.prompts[row] for row in self._order.indices(step)[process::processes]]
-            generator = generator_for(bench.seed, step, RESPONSE_STREAM, process, device=bench.device)
-            responses = sample_responses(
-                self._accelerator.unwrap_model(self._student),
-                left_padded(mine, pad_id=bench.token_ids["pad_id"]).to(bench.device),
-                bench.options.sampling,
-                **bench.token_ids,
-                generator=generator,
+    def _source(self, step: int) -> Source:
+        """Where the step's examples come from; a share that adapts is looked at anew after every epoch."""
+        draw = np.random.default_rng([self._bench.seed, step, SOURCE_STREAM]).random()
+        fraction = self._planned.student_fraction
+        if fraction is None:
+            if step % self._order.steps_per_epoch == 0:
+                self.share.observe(self._validation_loss())
+            return choose_source(
+                draw, self.share.value, progress=step / self._steps, buffer_is_full=self.buffer.is_full
             )
-            examples = list(zip(mine, _rows(*responses), strict=True))
-            self.buffer.push(gather_object(examples) if processes > 1 else examples)
-        return self.buffer.draw(self._order.batch_size, np.random.default_rng([bench.seed, step, BUFFER_STREAM]))
+        if draw >= fraction:
+            return "data"
+        return "replay" if step % self._bench.options.generate_every and len(self.buffer) else "fresh"
+
+    def _validation_loss(self) -> float:
+        """Negative log-likelihood of the validation responses under the student, in nats per token."""
+        bench, accelerator = self._bench, self._accelerator
+        sums = torch.zeros(2, dtype=torch.float64, device=bench.device)
+        mine = np.arange(len(bench.validation))[accelerator.process_index :: accelerator.num_processes]
+        student = accelerator.unwrap_model(self._student)
+        with evaluation_mode(student):
+            for indices in chunks(mine, bench.options.evaluation_batch):
+                batch = bench.batch([bench.validation[index] for index in indices])
+                count = target_count(batch)
+                sums += torch.tensor([supervised_loss(student, batch).item() * count, count]).to(sums)
+        total, count = (accelerator.reduce(sums, "sum") if accelerator.num_processes > 1 else sums).tolist()
+        return total / count
+
+    def _write_responses(self, step: int) -> None:
+        """The student answers the step's prompts, into the buffer."""
+        bench = self._bench
+        process, processes = self._accelerator.process_index, self._accelerator.num_processes
+        mine = [bench.prompts[row] for row in self._order.indices(step)[process::processes]]
+        generator = generator_for(bench.seed, step, RESPONSE_STREAM, process, device=bench.device)
+        responses = sample_responses(
+            self._accelerator.unwrap_model(self._student),
+            left_padded(mine, pad_id=bench.token_ids["pad_id"]).to(bench.device),
+            bench.options.sampling,
+            **bench.token_ids,
+            generator=generator,
+        )
+        examples = list(zip(mine, response_rows(*responses), strict=True))
+        self.buffer.push(gather_object(examples) if processes > 1 else examples)
+
+    def _plain_text(self, step: int, part: np.ndarray) -> PromptResponseBatch | None:
+        """As many plain texts as the part has examples, drawn anew in every step; None where they are not learned."""
+        bench = self._bench
+        if not (self._planned.is_on_policy and bench.options.plain_text_weight):
+            return None
+        drawn = np.random.default_rng([bench.seed, step, PLAIN_STREAM]).integers(
+            len(bench.texts), size=self._order.batch_size
+        )
+        # Nothing precedes the first token, so it takes the place of a prompt.
+        return bench.batch([(bench.texts[row][:1], bench.texts[row][1:]) for row in drawn[part]])
 
     def _batch(
         self, step: int, examples: list[Example], cached: list[Tensor] | None, part: np.ndarray
@@ -261,13 +366,14 @@ class StepBatches:
         bench, planned = self._bench, self._planned
         batch = bench.batch([examples[index] for index in part])
         is_logged = step == 0 or (step + 1) % LOG_EVERY == 0 or step + 1 == self._steps
-        if planned.method in LIKELIHOODS and not is_logged:
-            return DistillationBatch(batch, None, is_logged)
-        logits = bench.run_teacher(batch) if cached is None else torch.cat([cached[index] for index in part])
-        if planned.offset:
+        logits = None
+        if planned.method not in LIKELIHOODS or is_logged:
+            logits = bench.run_teacher(batch) if cached is None else torch.cat([cached[index] for index in part])
+        if logits is not None and planned.offset:
             offsets = context_offsets(batch, bench.levels, planned.offset)
             logits = logits + offsets[batch.response_mask[:, batch.response_start :]].unsqueeze(-1)
-        return DistillationBatch(batch, logits, is_logged)
+        share = self.share.value if planned.student_fraction is None else planned.student_fraction
+        return DistillationBatch(batch, logits, self._plain_text(step, part), share, is_logged)
 
 
 def sample_suites(bench: Bench, model: nn.Module, prompts: pd.DataFrame, accelerator: Accelerator) -> pd.DataFrame:
@@ -286,7 +392,7 @@ def sample_suites(bench: Bench, model: nn.Module, prompts: pd.DataFrame, acceler
     process, processes = accelerator.process_index, accelerator.num_processes
     parts = []
     for sampling_seed in options.sampling_seeds:
-        for chunk, indices in enumerate(_chunks(np.arange(len(rows))[process::processes], options.evaluation_batch)):
+        for chunk, indices in enumerate(chunks(np.arange(len(rows))[process::processes], options.evaluation_batch)):
             generator = generator_for(bench.seed, EVALUATION_STREAM, sampling_seed, process, chunk, device=bench.device)
             asked = left_padded([rows[index] for index in indices], pad_id=bench.token_ids["pad_id"]).to(bench.device)
             responses, mask = sample_responses(
@@ -294,7 +400,7 @@ def sample_suites(bench: Bench, model: nn.Module, prompts: pd.DataFrame, acceler
             )
             with torch.no_grad():
                 log_probs = response_log_probs(bench.teacher, append_responses(asked, responses, mask))
-            answers = _rows(responses, mask)
+            answers = response_rows(responses, mask)
             lengths = np.array([len(answer) for answer in answers])
             parts.append(
                 prompts.iloc[indices][["suite", "prompt_id"]].assign(
@@ -302,7 +408,7 @@ def sample_suites(bench: Bench, model: nn.Module, prompts: pd.DataFrame, acceler
                     response=decode_rows(bench.tokenizer, answers),
                     finished=[answer[-1] == bench.token_ids["eos_id"] for answer in answers],
                     tokens=lengths,
-                    teacher_nll=-log_probs.double().cpu().numpy() / lengths,
+                    teacher_nll=(-log_probs.double().cpu().numpy() / lengths).astype(np.float32),
                 )
             )
     return _gathered(parts, ["suite", "prompt_id", "sampling_seed"], accelerator)
@@ -325,7 +431,7 @@ def measure_fidelity(bench: Bench, model: nn.Module, prompts: pd.DataFrame, acce
     mine = np.arange(len(asked))[accelerator.process_index :: accelerator.num_processes]
     parts = []
     with evaluation_mode(model):
-        for indices in _chunks(mine, options.evaluation_batch):
+        for indices in chunks(mine, options.evaluation_batch):
             batch = bench.batch([(asked[index], answers[index]) for index in indices])
             logits, targets, mask = response_logits(model, batch)
             student, teacher = logits[mask][:, : bench.vocabulary_size], bench.run_teacher(batch)
@@ -335,7 +441,7 @@ def measure_fidelity(bench: Bench, model: nn.Module, prompts: pd.DataFrame, acce
             parts.append(
                 prompts.iloc[indices][["suite", "prompt_id"]].assign(
                     **{
-                        name: [tokens.mean().item() for tokens in value.double().split(lengths)]
+                        name: torch.stack([tokens.mean() for tokens in value.float().split(lengths)]).cpu().numpy()
                         for name, value in values.items()
                     }
                 )
@@ -346,12 +452,3 @@ def measure_fidelity(bench: Bench, model: nn.Module, prompts: pd.DataFrame, acce
 def _gathered(parts: list[pd.DataFrame], key: list[str], accelerator: Accelerator) -> pd.DataFrame:
     gathered = gather_object(parts) if accelerator.num_processes > 1 else parts
     return pd.concat(gathered).sort_values(key, ignore_index=True)
-
-
-def _rows(responses: Tensor, mask: Tensor) -> list[list[int]]:
-    lengths = mask.sum(dim=1).tolist()
-    return [row[:length] for row, length in zip(responses.tolist(), lengths, strict=True)]
-
-
-def _chunks(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    return (indices[start : start + size] for start in range(0, len(indices), size))

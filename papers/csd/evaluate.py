@@ -1,5 +1,8 @@
 """Evaluate: collect the scores of every run into the tables of results.
 
+``wall_seconds`` of a row is the time of its run's training, ``cost`` the tokens that the student sampled in it: what
+learning on own responses costs beyond learning on the data set's, and 0 off-policy.
+
 A metric's mean over suites stands under the run's setting, ``off-policy``; its mean over the prompts of one suite under
 ``off-policy / held_out``. All suites count the same: in the units table the value of a prompt is multiplied by
 (prompts of all suites) / (suites x prompts of its suite), which is 1 for suites of one size.
@@ -23,12 +26,12 @@ from __future__ import annotations
 import pandas as pd
 
 from papers.csd.options import VALIDATION
+from papers.csd.runs import PROMPT_KEY, RUN_KEY
 from papers.csd.testbed import floor_per_token
 from shared.results import METRIC_KEY, aggregate, metrics_table, write_metrics, write_units
 from shared.stage import Input, Output, run
 from shared.tables import read_table, write_table
 
-RUN = ["setting", "method", "seed"]
 # Claims are tested on these, prompt by prompt; of the others only the means are kept.
 TESTED = ("rouge_l", "self_bleu")
 
@@ -39,7 +42,9 @@ def evaluate(
     scale: str,
     judge: str,
     scores: tuple[Input, ...],
+    fidelity: tuple[Input, ...],
     curves: tuple[Input, ...],
+    costs: tuple[Input, ...],
     quantities: tuple[Input, ...],
     prompts: Input,
     metrics: Output,
@@ -47,20 +52,23 @@ def evaluate(
     training: Output,
 ) -> None:
     """Write the metrics and units tables and the training curves; ``judge`` is ``gold`` or ``none``, as in scoring."""
-    write_table(training, pd.concat([read_table(path) for path in curves], ignore_index=True))
-    values = pd.concat([read_table(path) for path in scores], ignore_index=True)
-    measured = [name for name in values.columns if name not in (*RUN, "suite", "prompt_id")]
-    long = values.melt([*RUN, "suite", "prompt_id"], measured, var_name="metric").assign(paper=paper, scale=scale)
+    write_table(training, pd.concat(map(read_table, curves), ignore_index=True))
+    values = pd.concat(map(read_table, scores), ignore_index=True)
+    divergences = pd.concat(map(read_table, fidelity), ignore_index=True)
+    values = values.merge(divergences, on=PROMPT_KEY, validate="one_to_one")
+    measured = [name for name in values.columns if name not in PROMPT_KEY]
+    long = values.astype(dict.fromkeys(measured, float)).melt(PROMPT_KEY, measured, var_name="metric")
+    long = long.assign(paper=paper, scale=scale)
     key = list(METRIC_KEY)
     per_suite = long.groupby([*key, "suite"])["value"].mean().reset_index()
     over_suites = per_suite.groupby(key)["value"].mean().reset_index()
     tested = long[long["metric"].isin(TESTED)].pipe(weigh_suites_equally)
     unit_table = write_units(units, tested.drop(columns=["suite", "prompt_id"]))
     parts = [
-        aggregate(unit_table),
+        aggregate(unit_table)[[*key, "value"]],
         over_suites[~over_suites["metric"].isin(TESTED)],
         per_suite.assign(setting=per_suite["setting"] + " / " + per_suite["suite"]).drop(columns="suite"),
-        pd.concat([read_table(path) for path in quantities]).assign(paper=paper, scale=scale),
+        pd.concat(map(read_table, quantities)).assign(paper=paper, scale=scale),
     ]
     if judge == "gold":
         floor = per_suite_floor(read_table(prompts, ("suite", "prompt")))
@@ -70,7 +78,20 @@ def evaluate(
                 paper=paper, scale=scale, setting="off-policy", method="language", metric="reference_nll"
             )
         )
-    write_metrics(metrics, metrics_table(pd.concat(parts, ignore_index=True)))
+    spent = pd.concat(map(read_table, costs), ignore_index=True)
+    write_metrics(metrics, metrics_table(with_costs(pd.concat(parts, ignore_index=True), spent)))
+
+
+def with_costs(rows: pd.DataFrame, spent: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a metrics table with wall_seconds and cost of their runs; of a suite those of the whole run.
+
+    Args:
+        rows: columns setting, method, seed and any others.
+        spent: columns setting, method, seed, wall_seconds, tokens_written; one row a run.
+    """
+    whole = rows.assign(setting=rows["setting"].str.partition(" / ")[0])[RUN_KEY]
+    found = whole.merge(spent, on=RUN_KEY, how="left", validate="many_to_one")
+    return rows.assign(wall_seconds=found["wall_seconds"].to_numpy(), cost=found["tokens_written"].to_numpy())
 
 
 def weigh_suites_equally(values: pd.DataFrame) -> pd.DataFrame:
@@ -79,8 +100,8 @@ def weigh_suites_equally(values: pd.DataFrame) -> pd.DataFrame:
     Args:
         values: columns setting, method, seed, metric, suite, prompt_id, value and any others; one row a prompt.
     """
-    runs = values.groupby([*RUN, "metric"])
-    sizes = values.groupby([*RUN, "metric", "suite"])["value"].transform("size")
+    runs = values.groupby([*RUN_KEY, "metric"])
+    sizes = values.groupby([*RUN_KEY, "metric", "suite"])["value"].transform("size")
     weights = runs["value"].transform("size") / (runs["suite"].transform("nunique") * sizes)
     unit = values["suite"] + "/" + values["prompt_id"].astype(str)
     return values.assign(value=values["value"] * weights, unit=unit)

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from papers.csd.distillation import Bench, open_bench
+from papers.csd.distillation_objectives import concrete_score_loss
 from papers.csd.methods import logit_loss
 from papers.csd.options import DistillOptions
+from papers.csd.sampled_pairs import draw_pairs, sampled_pair_loss
+from shared.data_order import generator_for
 from shared.lm.generation import evaluation_mode
 from shared.lm.log_probs import response_logits
 from shared.lm.texts import load_causal_lm
@@ -25,6 +28,10 @@ EXAMPLES = 256
 THRESHOLDS = np.logspace(-6, 0, 61)
 SHIFTS = np.linspace(-5, 5, 21)
 SHIFTED = ("dld-S", "dld-U", "csd-SS", "csd-US", "forward_kl")
+PAIRS = (1, 4, 16, 64, 256)
+SAMPLED = {"csd-SS": ("student", "student"), "csd-TS": ("teacher", "student"), "csd-US": ("uniform", "student")}
+REPEATS = 8
+PAIR_STREAM = 20_251_120
 DIFFERENTIATED = ("forward_kl", "reverse_kl", "skew_reverse_kl", "dld-S", "csd-SS", "csd-TS", "csd-US", "csd-UU")
 
 
@@ -38,13 +45,16 @@ def examine(
     gradients: Output,
     shifts: Output,
     probabilities: Output,
+    sampling: Output,
     quantities: Output,
 ) -> None:
-    """Write gradients by the teacher's rank, losses under a shift, probabilities above thresholds, and numbers.
+    """Write gradients by the teacher's rank, losses under a shift, probabilities above thresholds, errors of sampled
+    pairs, and numbers.
 
     ``gradients``: seed, method, rank (of the token under the teacher, from 1), gradient (mean magnitude).
     ``shifts``: seed, method, shift (added to the student's logits, in nats), loss.
     ``probabilities``: seed, model, threshold, share (of the vocabulary's probabilities above it).
+    ``sampling``: seed, method, pairs (sampled at each position), error (of the gradient, see :func:`gradient_error`).
     ``quantities``: seed, setting, method, metric, value.
     """
     table = read_table(examples, ("prompt", "answer")).head(EXAMPLES)
@@ -60,6 +70,13 @@ def examine(
     write_table(gradients, pd.concat(profiles).assign(seed=seed))
     write_table(shifts, pd.DataFrame(shifted_losses(f, t)).assign(seed=seed))
     write_table(probabilities, pd.DataFrame(exceedances({"teacher": t, "student": f})).assign(seed=seed))
+    generator = generator_for(seed, PAIR_STREAM, device=f.device)
+    errors = [
+        {"method": method, "pairs": pairs, "error": gradient_error(f, t, weighting, pairs, generator)}
+        for method, weighting in SAMPLED.items()
+        for pairs in PAIRS
+    ]
+    write_table(sampling, pd.DataFrame(errors).assign(seed=seed))
     gap = (methods["csd-SS"] - methods["reverse_kl"]).abs().max() / methods["reverse_kl"].abs().max()
     rows = [
         ("csd-SS", "gradient_gap", gap.item()),
@@ -99,6 +116,22 @@ def shifted_losses(f: Tensor, t: Tensor) -> Iterator[dict[str, object]]:
         for shift in SHIFTS:
             loss = logit_loss(method)(f + float(shift), t).double().mean().item()
             yield {"method": method, "shift": float(shift), "loss": loss}
+
+
+def gradient_error(f: Tensor, t: Tensor, weighting: tuple[str, str], pairs: int, generator: torch.Generator) -> float:
+    """Root mean square error of the concrete score loss's gradient from sampled pairs, relative to the gradient.
+
+    ‖ĝ - g‖ / ‖g‖ over all positions and tokens, of gradients at single positions, averaged over repetitions in square:
+    a step on N positions has a √N times smaller error.
+    """
+    f = f.clone().requires_grad_()
+    (exact,) = torch.autograd.grad(concrete_score_loss(f, t, weighting=weighting).sum(), f)
+    squares = []
+    for _ in range(REPEATS):
+        drawn = draw_pairs(f, t, pairs, generator=generator, weighting=weighting)
+        (sampled,) = torch.autograd.grad(sampled_pair_loss(f, t, *drawn).sum(), f)
+        squares.append((sampled - exact).double().square().sum() / exact.double().square().sum())
+    return torch.stack(squares).mean().sqrt().item()
 
 
 def exceedances(logits: dict[str, Tensor]) -> Iterator[dict[str, object]]:

@@ -10,8 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from shared.errors import InputError
-from shared.plotting import PALETTE, house_style, line_with_band, method_styles, new_figure, save_figure
+from shared.plotting import PALETTE, draw_figure, line_with_band, method_styles, new_figure
 from shared.results import read_metrics
 from shared.stage import Input, Output, run
 from shared.tables import read_table
@@ -42,6 +41,7 @@ LABELS = {
 STYLES = method_styles(list(LABELS))
 # Lines are told apart by their style where colours repeat, single points by how much of them is filled.
 FILLS = {"-": "full", "--": "none", "-.": "left"}
+SETTINGS = {"imitkd": "ImitKD", "gkd": "GKD", "distillm": "DistiLLM"}
 ROUGE, SELF_BLEU = "ROUGE-L (× 100)", "Self-BLEU (× 100), lower is more diverse"
 
 
@@ -55,6 +55,8 @@ class Tables:
     gradients: pd.DataFrame
     shifts: pd.DataFrame
     probabilities: pd.DataFrame
+    sampling: pd.DataFrame
+    cost: pd.DataFrame
 
 
 def fidelity_diversity(tables: Tables) -> Figure:
@@ -112,6 +114,36 @@ def shift_freedom(tables: Tables) -> Figure:
     axes[0, 0].set(xlabel="weight w", ylabel=ROUGE)
     axes[0, 0].grid(visible=False, axis="x")
     axes[0, 0].legend(loc="upper right", bbox_to_anchor=(1.0, 1.12), ncols=2)
+    return figure
+
+
+def on_policy(tables: Tables) -> Figure:
+    """ROUGE-L with the student's own responses, the tokens that were sampled for them, and DistiLLM's share of them."""
+    figure, axes = new_figure(columns=3, width=3.1, height=3.0)
+    rouge = {setting: seed_table(tables, setting, "rouge_l") for setting in SETTINGS}
+    tokens = {setting: seed_table(tables, setting, "rouge_l", "cost") for setting in SETTINGS}
+    pairs = [(setting, method) for setting in SETTINGS for method in LABELS if method in rouge[setting]]
+    names = [f"{SETTINGS[setting]}, {LABELS[method]}" for setting, method in pairs]
+    for axis, values, label, scale in (
+        (axes[0, 0], rouge, ROUGE, 1.0),
+        (axes[0, 1], tokens, "tokens sampled in training (thousands)", 1e-3),
+    ):
+        for place, (setting, method) in enumerate(pairs):
+            color = STYLES[method]["color"]
+            seeds = scale * values[setting][method].dropna()
+            axis.plot(seeds, np.full(len(seeds), place), "o", color=color, alpha=0.35, markersize=3.5)
+            axis.plot(seeds.mean(), place, "D", color=color, markersize=5)
+        axis.set(xlabel=label, ylim=(len(pairs) - 0.5, -0.5))
+        axis.set_yticks(range(len(pairs)), names if axis is axes[0, 0] else [""] * len(pairs))
+    curves = tables.training[tables.training["setting"] == "distillm"]
+    for method in LABELS:
+        wide = curves[curves["method"] == method].pivot(index="seed", columns="step", values="student_share")
+        if wide.size:
+            look = STYLES[method] | {"marker": ""}
+            line_with_band(axes[0, 2], wide.columns, wide.to_numpy(), label=LABELS[method], **look)
+    axes[0, 2].set(xlabel="step", ylabel="DistiLLM's share of own responses", ylim=(-0.05, 1.05))
+    if axes[0, 2].lines:
+        axes[0, 2].legend()
     return figure
 
 
@@ -196,9 +228,9 @@ def learning_rates(tables: Tables) -> Figure:
     groups = {
         "divergences": (["off-policy"], [name for name in LABELS if "-" not in name]),
         "logits": (["off-policy"], [name for name in LABELS if "-" in name]),
-        "on-policy": (["imitkd", "gkd"], list(LABELS)),
+        **{title: ([setting], list(LABELS)) for setting, title in SETTINGS.items()},
     }
-    figure, axes = new_figure(columns=len(groups), width=2.9, height=3.3, sharey=True)
+    figure, axes = new_figure(columns=len(groups), width=2.4, height=3.3, sharey=True)
     for axis, (title, (settings, names)) in zip(axes[0], groups.items(), strict=True):
         here = grid[grid["setting"].isin(settings)]
         for method in names:
@@ -207,7 +239,7 @@ def learning_rates(tables: Tables) -> Figure:
                 axis.plot(rows["learning_rate"], rows["rouge_l"], label=LABELS[method], **STYLES[method])
         rates = sorted(grid["learning_rate"].unique())
         axis.set(title=title, xlabel="learning rate", xscale="log")
-        axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axis.set_xticks(rates, [f"{rate:g}" for rate in rates], fontsize=7)
         axis.minorticks_off()
         if axis.lines:
             axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7.5, handlelength=3.2)
@@ -255,6 +287,41 @@ def probabilities(tables: Tables) -> Figure:
     return figure
 
 
+def sampled_pairs(tables: Tables) -> Figure:
+    """Error of the gradient where pairs of tokens are sampled instead of summed over (beside the paper's figure 5c)."""
+    figure, axes = new_figure(width=4.6, height=3.0)
+    for method in tables.sampling["method"].unique():
+        wide = tables.sampling[tables.sampling["method"] == method].pivot(index="seed", columns="pairs", values="error")
+        line_with_band(axes[0, 0], wide.columns, wide.to_numpy(), label=LABELS[method], **STYLES[method])
+    pairs = sorted(tables.sampling["pairs"].unique())
+    axes[0, 0].set(xlabel="sampled pairs per position", ylabel="error of the gradient (relative)")
+    axes[0, 0].set(xscale="log", yscale="log")
+    axes[0, 0].set_xticks(pairs, [f"{count}" for count in pairs])
+    axes[0, 0].minorticks_off()
+    axes[0, 0].legend()
+    return figure
+
+
+def vocabulary_cost(tables: Tables) -> Figure:
+    """Time and peak memory of losses over the vocabulary, in parts of a plain KL loss."""
+    figure, axes = new_figure(columns=2, width=3.2, height=3.0)
+    for axis, ratio, title in (
+        (axes[0, 0], "time_ratio", "processor time"),
+        (axes[0, 1], "memory_ratio", "peak memory"),
+    ):
+        wide = tables.cost.pivot(index="vocabulary", columns="loss", values=ratio)
+        for method in LABELS:
+            if method in wide:
+                axis.plot(wide.index, wide[method], label=LABELS[method], **STYLES[method])
+        axis.axhline(1.0, color="0.3", linewidth=0.9, linestyle=":", label="plain KL")
+        axis.set(title=title, xlabel="vocabulary", xscale="log", ylim=(0, None))
+        axis.set_xticks(wide.index, [f"{size:,}" for size in wide.index])
+        axis.minorticks_off()
+    axes[0, 0].set_ylabel("in parts of plain KL")
+    axes[0, 1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
 def dots(axis: Axes, table: pd.DataFrame, names: list[str]) -> None:
     """A row for each method: its seeds as dots, their mean as a diamond."""
     for place, name in enumerate(names):
@@ -265,10 +332,10 @@ def dots(axis: Axes, table: pd.DataFrame, names: list[str]) -> None:
     axis.set_yticks(range(len(names)), [LABELS[name] for name in names])
 
 
-def seed_table(tables: Tables, setting: str, metric: str) -> pd.DataFrame:
-    """One metric in one setting, a row for each seed, a column for each method."""
+def seed_table(tables: Tables, setting: str, metric: str, column: str = "value") -> pd.DataFrame:
+    """One metric in one setting, or the cost of its runs, a row for each seed, a column for each method."""
     rows = tables.metrics[(tables.metrics["setting"] == setting) & (tables.metrics["metric"] == metric)]
-    return rows.pivot(index="seed", columns="method", values="value")
+    return rows.pivot(index="seed", columns="method", values=column)
 
 
 def temperature_path(table: pd.DataFrame) -> dict[float, str]:
@@ -284,6 +351,7 @@ FIGURES: dict[str, Callable[[Tables], Figure]] = {
         fidelity_diversity,
         losses,
         shift_freedom,
+        on_policy,
         dose_response,
         temperature,
         suites,
@@ -292,6 +360,8 @@ FIGURES: dict[str, Callable[[Tables], Figure]] = {
         gradients,
         shifts,
         probabilities,
+        sampled_pairs,
+        vocabulary_cost,
     )
 }
 
@@ -302,25 +372,26 @@ def draw(
     metrics: Input,
     training: Input,
     grid: Input,
+    cost: Input,
     gradients: tuple[Input, ...],
     shifts: tuple[Input, ...],
     probabilities: tuple[Input, ...],
+    sampling: tuple[Input, ...],
     png: Output,
     pdf: Output,
 ) -> None:
     """Draw one figure, by the name of its function."""
-    if figure not in FIGURES:
-        raise InputError(f"figure {figure!r}: there is none; there are: {', '.join(FIGURES)}")
     tables = Tables(
         metrics=read_metrics(metrics),
         training=read_table(training),
         grid=read_table(grid),
-        gradients=pd.concat([read_table(path) for path in gradients], ignore_index=True),
-        shifts=pd.concat([read_table(path) for path in shifts], ignore_index=True),
-        probabilities=pd.concat([read_table(path) for path in probabilities], ignore_index=True),
+        gradients=pd.concat(map(read_table, gradients), ignore_index=True),
+        shifts=pd.concat(map(read_table, shifts), ignore_index=True),
+        probabilities=pd.concat(map(read_table, probabilities), ignore_index=True),
+        sampling=pd.concat(map(read_table, sampling), ignore_index=True),
+        cost=read_table(cost),
     )
-    with house_style():
-        save_figure(FIGURES[figure](tables), png, pdf)
+    draw_figure(FIGURES, figure, tables, png, pdf)
 
 
 if __name__ == "__main__":

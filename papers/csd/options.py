@@ -43,6 +43,10 @@ class HubDataOptions:
     """Prompts of each further suite, at most; the first in the file."""
     split_seed: int = 10
     """Seed of the split of the training source."""
+    plain_text: str | None = None
+    """Source of plain text, a parquet file with the column text; None: there is none."""
+    max_plain_texts: int = 100_000
+    """Texts of the plain text source, at most; the first in the file."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,13 @@ class DistillOptions:
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """Precision of the student's forward and backward passes."""
     generate_every: int = 1
-    """On-policy: steps between two generations of a batch of responses."""
+    """ImitKD and GKD: steps between two generations of a batch of responses."""
     buffer_sequences: int = 1000
     """On-policy: responses kept, the newest."""
+    share_margin: float = 0.1
+    """DistiLLM: rise of the validation loss over an epoch (nats per token) that raises the share of own responses."""
+    plain_text_weight: float = 0.0
+    """On-policy: weight of the next-token loss on plain text beside the distillation loss."""
     checkpoint_every: int = 1000
     """Steps between saved states."""
     evaluation_batch: int = 512
@@ -103,6 +111,18 @@ class TuneOptions:
 
     learning_rates: tuple[float, ...]
     """Largest learning rates tried."""
+
+
+@dataclass(frozen=True)
+class CostOptions:
+    """The measurement of what losses cost."""
+
+    vocabularies: tuple[int, ...]
+    """Sizes of the vocabulary."""
+    elements: int = 2**20
+    """Logits of one case, tokens times vocabulary, rounded down to whole tokens."""
+    rounds: int = 9
+    """Times that every loss is measured; medians are kept."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +147,7 @@ class Scale:
     distill: DistillOptions
     tune: TuneOptions
     score: ScoreOptions
+    cost: CostOptions
     families: dict[str, tuple[str, ...]]
     """Runs, ``<setting>/<method>``, that one job makes one after another."""
     figures: tuple[str, ...]
@@ -143,3 +164,5 @@ class Scale:
             raise ValueError(f"tuning_seed: must not be a reported seed, got {self.tuning_seed}")
         if (self.data is None) == (self.hub is None):
             raise ValueError("data, hub: exactly one of them must be given")
+        if self.hub and self.hub.plain_text is None and self.distill.plain_text_weight:
+            raise ValueError("distill.plain_text_weight: needs a source hub.plain_text")

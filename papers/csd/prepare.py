@@ -16,18 +16,28 @@ EVALUATION_SEED = 20_260_301
 
 
 def prepare(
-    options: DataOptions, *, seed: int, words: Output, teaching: Output, distillation: Output, prompts: Output
+    options: DataOptions,
+    *,
+    seed: int,
+    words: Output,
+    teaching: Output,
+    distillation: Output,
+    plain: Output,
+    prompts: Output,
 ) -> None:
     """Draw one training seed's examples, and the prompts with their references.
 
-    ``teaching`` and ``distillation`` have the columns prompt, answer; ``prompts`` has suite (``validation`` or a test
-    suite), prompt_id, prompt, references (a list of texts).
+    ``teaching`` and ``distillation`` have the columns prompt, answer; ``plain`` has the column text, the distillation
+    set's answers without their prompts; ``prompts`` has suite (``validation`` or a test suite), prompt_id, prompt,
+    references (a list of texts).
     """
     words.write_text("\n".join(WORDS) + "\n", encoding="utf-8")
     rng = np.random.default_rng([seed, 0])
     for path, size in ((teaching, options.teacher_examples), (distillation, options.distillation_examples)):
         asked = sample_prompts(LANGUAGE, "in_distribution", size, rng)
-        write_table(path, pd.DataFrame({"prompt": to_texts(asked.tokens), "answer": _answers(asked, rng)}))
+        examples = pd.DataFrame({"prompt": to_texts(asked.tokens), "answer": _answers(asked, rng)})
+        write_table(path, examples)
+    write_table(plain, examples[["answer"]].rename(columns={"answer": "text"}))
     fixed = np.random.default_rng(EVALUATION_SEED)
     validation = sample_prompts(LANGUAGE, "in_distribution", options.validation_prompts, fixed)
     suites = {VALIDATION: validation}

@@ -15,7 +15,7 @@ import pandas as pd
 from papers.csd.options import VALIDATION, HubDataOptions
 from shared.errors import InputError
 from shared.stage import Output, run
-from shared.tables import write_table
+from shared.tables import read_table, write_table
 
 _TASK = "Below is an instruction that describes a task"
 _CONTEXT = ", paired with an input that provides further context"
@@ -24,9 +24,9 @@ _HUB = "hf://datasets/"
 
 
 def prepare_hub(
-    options: HubDataOptions, *, words: Output, teaching: Output, distillation: Output, prompts: Output
+    options: HubDataOptions, *, words: Output, teaching: Output, distillation: Output, plain: Output, prompts: Output
 ) -> None:
-    """Split the training source into training, validation and test examples, and read the other suites.
+    """Split the training source into training, validation and test examples, and read plain text and other suites.
 
     Teacher and students learn on the same examples, as in the paper. ``words`` stays empty: models bring a tokenizer.
     """
@@ -40,6 +40,10 @@ def prepare_hub(
         write_table(path, shuffled.iloc[held_out:].assign(answer=lambda rows: rows["references"].str[0])[
             ["prompt", "answer"]
         ])  # fmt: skip
+    texts = []
+    if options.plain_text is not None:
+        texts = read_table(local_file(options.plain_text), ("text",))["text"].head(options.max_plain_texts).tolist()
+    write_table(plain, pd.DataFrame({"text": texts}, dtype=str))
     suites = {
         VALIDATION: shuffled.iloc[: options.validation_prompts],
         "dolly": shuffled.iloc[options.validation_prompts : held_out],

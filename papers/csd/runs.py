@@ -7,6 +7,9 @@ Settings say where the responses that a student learns on come from, and what wa
 ``imitkd``, ``gkd``
     responses of the student itself, from a buffer: always (Lin et al. 2020), or in half of the steps (Agarwal et al.
     2024)
+``distillm``
+    responses of the student itself in a share of the steps that grows where the validation loss rises, most of them
+    used again and again (Ko et al. 2024; :mod:`papers.csd.student_share`)
 ``offset-<A>``
     off-policy, with a constant of standard deviation A, a function of the context, added to all of the teacher's logits
     at a position; its distribution is unchanged
@@ -45,7 +48,12 @@ LIKELIHOODS = ("sft", "seqkd")
 UNTRAINED = ("initial", "teacher")
 WEIGHT_NAMES = {"S": "student", "T": "teacher", "U": "uniform", "M": "mixture"}
 
-_STUDENT_FRACTIONS = {"off-policy": 0.0, "gkd": 0.5, "imitkd": 1.0}
+RUN_KEY = ["setting", "method", "seed"]
+"""Columns that name a training in tables."""
+PROMPT_KEY = [*RUN_KEY, "suite", "prompt_id"]
+"""Columns that name what a training made of a test prompt."""
+
+_STUDENT_FRACTIONS = {"off-policy": 0.0, "gkd": 0.5, "imitkd": 1.0, "distillm": None}
 _LOGIT_METHOD = re.compile(r"(?P<loss>csd)-(?P<pair>[STUM]{2})(:(?P<temperature>\d+(\.\d+)?))?|(?P<direct>dld)-[STUM]")
 _OFFSET = re.compile(r"offset-(?P<amplitude>\d+(\.\d+)?)")
 
@@ -61,9 +69,14 @@ class Run:
         return f"{self.setting}/{self.method}"
 
     @property
-    def student_fraction(self) -> float:
-        """Share of the steps that learn on the student's own responses, in [0, 1]."""
+    def student_fraction(self) -> float | None:
+        """Share of the steps that learn on the student's own responses, in [0, 1]; None where it adapts."""
         return _STUDENT_FRACTIONS.get(self.setting, 0.0)
+
+    @property
+    def is_on_policy(self) -> bool:
+        """Whether any step may learn on the student's own responses."""
+        return self.student_fraction != 0.0
 
     @property
     def offset(self) -> float:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from papers.csd.options import ScoreOptions
+from papers.csd.runs import PROMPT_KEY
 from papers.csd.testbed import parse_rate
 from shared.lm.diversity import self_bleu
 from shared.lm.rouge import rouge_l
 from shared.stage import Input, Output, run
 from shared.tables import read_table, write_table
 
-RUN = ["setting", "method", "seed"]
-PROMPT = [*RUN, "suite", "prompt_id"]
 
-
-def score(
-    options: ScoreOptions, *, judge: str, samples: Input, fidelity: Input, prompts: Input, scores: Output
-) -> None:
-    """Write one row for each run and prompt: means over its samples, and its divergences from the teacher.
+def score(options: ScoreOptions, *, judge: str, samples: tuple[Input, ...], prompts: Input, scores: Output) -> None:
+    """Write one row for each run and prompt: means over its samples.
 
     ``judge`` is ``gold`` where the grammar can tell right responses from wrong ones, else ``none``. Columns: setting,
-    method, seed, suite, prompt_id, rouge_l, self_bleu (both x 100), parse (gold only), teacher_nll, tokens,
-    kl_forward, kl_reverse, reference_nll.
+    method, seed, suite, prompt_id, rouge_l, self_bleu (both x 100), parse (gold only), teacher_nll, tokens; float32.
     """
-    responses = read_table(samples)
+    responses = pd.concat([read_table(path) for path in samples], ignore_index=True)
     asked = read_table(prompts, ("suite", "prompt_id", "prompt", "references"))
     responses = responses.merge(asked, on=["suite", "prompt_id"], validate="many_to_one")
     references = responses.pop("references").map(list).tolist()
@@ -32,10 +29,10 @@ def score(
     if judge == "gold":
         responses["parse"] = parse_rate(responses["prompt"].tolist(), texts, responses["finished"].tolist())
         means.append("parse")
-    groups = responses.groupby(PROMPT)
+    groups = responses.groupby(PROMPT_KEY)
     table = groups[means].mean()
     table["self_bleu"] = groups["response"].agg(lambda group: 100 * self_bleu([group.tolist()]))
-    write_table(scores, table.reset_index().merge(read_table(fidelity), on=PROMPT, validate="one_to_one"))
+    write_table(scores, table.astype("float32").reset_index())
 
 
 if __name__ == "__main__":

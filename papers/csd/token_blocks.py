@@ -95,6 +95,9 @@ class _TokenLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, incoming):
         (gradient,) = ctx.saved_tensors
+        if gradient.dtype == ctx.logits_dtype and (scale := _common_value(incoming)) is not None:
+            # A scalar does not promote: half precision is scaled in one pass, with the scale itself in full precision.
+            return None, None, gradient * scale, *(None for _ in ctx.needs_input_grad[3:])
         logits_gradient = torch.empty_like(gradient, dtype=ctx.logits_dtype)
         for scale, coefficient, out in _blocks(incoming.unsqueeze(-1), gradient, logits_gradient):
             out.copy_(coefficient * scale)
@@ -103,6 +106,14 @@ class _TokenLoss(torch.autograd.Function):
             # A zero must win over a coefficient that is not finite: 0 * nan is nan.
             logits_gradient[masked] = 0.0
         return None, None, logits_gradient, *(None for _ in ctx.needs_input_grad[3:])
+
+
+def _common_value(incoming: Tensor) -> Tensor | None:
+    """What all tokens get, () like the mean over all of them gives; None where they differ or some get nothing."""
+    if incoming.numel() == 0:
+        return None
+    first = incoming.flatten()[0]
+    return first if bool(((incoming == first) & (incoming != 0)).all()) else None
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

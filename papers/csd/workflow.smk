@@ -15,6 +15,7 @@ FIGURES = settings.figures
 JOBS = [f"{family}-seed{seed}" for family in settings.families for seed in settings.seeds]
 ALL_RUNS = [run for runs in settings.families.values() for run in runs]
 TUNED = {family: tuned_runs(runs) for family, runs in settings.families.items() if tuned_runs(runs)}
+SAMPLED = {seed: [f"{R}/samples/{family}-seed{seed}.parquet" for family in settings.families] for seed in settings.seeds}
 RECORDS = [
     *[f"{R}/records/{role}-seed{seed}.json" for role in ("teacher", "student") for seed in settings.seeds],
     *[f"{R}/records/tune-{family}.json" for family in TUNED],
@@ -24,6 +25,7 @@ DATA = {
     "words": f"{R}/data/words-seed{{seed}}.txt",
     "teaching": f"{R}/data/teaching-seed{{seed}}.parquet",
     "distillation": f"{R}/data/distillation-seed{{seed}}.parquet",
+    "plain": f"{R}/data/plain-seed{{seed}}.parquet",
     "prompts": f"{R}/data/prompts-seed{{seed}}.parquet",
 }
 PREPARE = " ".join(f"--{name} {{output.{name}}}" for name in DATA)
@@ -123,6 +125,7 @@ rule tune:
     input:
         examples=of_seed(DATA["distillation"], settings.tuning_seed),
         prompts=of_seed(DATA["prompts"], settings.tuning_seed),
+        plain=of_seed(DATA["plain"], settings.tuning_seed),
         teacher=f"{R}/teacher/seed{settings.tuning_seed}",
         student=f"{R}/student/seed{settings.tuning_seed}",
     output:
@@ -143,7 +146,7 @@ rule tune:
     cache: True
     shell:
         "{params.launch} papers.csd.tune {params.arguments} --runs {params.runs} --examples {input.examples}"
-        " --prompts {input.prompts} --teacher {input.teacher} --student {input.student}"
+        " --prompts {input.prompts} --plain {input.plain} --teacher {input.teacher} --student {input.student}"
         " --validation {output.validation} --state {params.state} --record {output.record} &> {log}"
 
 
@@ -171,6 +174,7 @@ rule distill:
     input:
         examples=DATA["distillation"],
         prompts=DATA["prompts"],
+        plain=DATA["plain"],
         teacher=f"{R}/teacher/seed{{seed}}",
         student=f"{R}/student/seed{{seed}}",
         rates=f"{R}/tuning/rates.json",
@@ -178,6 +182,7 @@ rule distill:
         samples=f"{R}/samples/{{family}}-seed{{seed}}.parquet",
         fidelity=f"{R}/fidelity/{{family}}-seed{{seed}}.parquet",
         curves=f"{R}/curves/{{family}}-seed{{seed}}.parquet",
+        costs=f"{R}/costs/{{family}}-seed{{seed}}.parquet",
         students=directory(f"{R}/students/{{family}}-seed{{seed}}"),
         record=f"{R}/records/distill-{{family}}-seed{{seed}}.json",
     params:
@@ -193,30 +198,28 @@ rule distill:
     cache: True
     shell:
         "{params.launch} papers.csd.distill {params.arguments} --runs {params.runs} --examples {input.examples}"
-        " --prompts {input.prompts} --teacher {input.teacher} --student {input.student} --rates {input.rates}"
-        " --samples {output.samples} --fidelity {output.fidelity} --curves {output.curves}"
-        " --students {output.students} --state {params.state} --record {output.record} &> {log}"
+        " --prompts {input.prompts} --plain {input.plain} --teacher {input.teacher} --student {input.student}"
+        " --rates {input.rates} --samples {output.samples} --fidelity {output.fidelity} --curves {output.curves}"
+        " --costs {output.costs} --students {output.students} --state {params.state} --record {output.record} &> {log}"
 
 
 rule score:
-    message: "Scoring {wildcards.family}, seed {wildcards.seed}"
+    message: "Scoring the samples of seed {wildcards.seed}"
     input:
-        samples=f"{R}/samples/{{family}}-seed{{seed}}.parquet",
-        fidelity=f"{R}/fidelity/{{family}}-seed{{seed}}.parquet",
+        samples=lambda wildcards: SAMPLED[int(wildcards.seed)],
         prompts=DATA["prompts"],
     output:
-        scores=f"{R}/scores/{{family}}-seed{{seed}}.parquet",
-        record=f"{R}/records/score-{{family}}-seed{{seed}}.json",
+        scores=f"{R}/scores/seed{{seed}}.parquet",
+        record=f"{R}/records/score-seed{{seed}}.json",
     params:
         **paper.stage("papers.csd.score", settings.score, judge=JUDGE),
         seed="{seed}",
-        family="{family}",
     log:
-        f"{L}/score-{{family}}-seed{{seed}}.log",
+        f"{L}/score-seed{{seed}}.log",
     cache: True
     shell:
-        "python -m papers.csd.score {params.arguments} --samples {input.samples} --fidelity {input.fidelity}"
-        " --prompts {input.prompts} --scores {output.scores} --record {output.record} &> {log}"
+        "python -m papers.csd.score {params.arguments} --samples {input.samples} --prompts {input.prompts}"
+        " --scores {output.scores} --record {output.record} &> {log}"
 
 
 rule examine:
@@ -229,6 +232,7 @@ rule examine:
         gradients=f"{R}/examination/gradients-seed{{seed}}.parquet",
         shifts=f"{R}/examination/shifts-seed{{seed}}.parquet",
         probabilities=f"{R}/examination/probabilities-seed{{seed}}.parquet",
+        sampling=f"{R}/examination/sampling-seed{{seed}}.parquet",
         quantities=f"{R}/examination/quantities-seed{{seed}}.parquet",
         record=f"{R}/records/examine-seed{{seed}}.json",
     params:
@@ -239,14 +243,31 @@ rule examine:
     shell:
         "python -m papers.csd.examine {params.arguments} --examples {input.examples} --teacher {input.teacher}"
         " --student {input.student} --gradients {output.gradients} --shifts {output.shifts}"
-        " --probabilities {output.probabilities} --quantities {output.quantities} --record {output.record} &> {log}"
+        " --probabilities {output.probabilities} --sampling {output.sampling} --quantities {output.quantities}"
+        " --record {output.record} &> {log}"
+
+
+rule measure_cost:
+    message: "Measuring what losses cost"
+    output:
+        costs=f"{R}/examination/cost.parquet",
+        record=f"{R}/records/measure_cost.json",
+    params:
+        **paper.stage("papers.csd.measure_cost", settings.cost),
+    log:
+        f"{L}/measure_cost.log",
+    cache: True
+    shell:
+        "python -m papers.csd.measure_cost {params.arguments} --costs {output.costs} --record {output.record} &> {log}"
 
 
 rule evaluate:
     message: "Collecting all scores"
     input:
-        scores=[f"{R}/scores/{job}.parquet" for job in JOBS],
+        scores=[f"{R}/scores/seed{seed}.parquet" for seed in settings.seeds],
+        fidelity=[f"{R}/fidelity/{job}.parquet" for job in JOBS],
         curves=[f"{R}/curves/{job}.parquet" for job in JOBS],
+        costs=[f"{R}/costs/{job}.parquet" for job in JOBS],
         quantities=[f"{R}/examination/quantities-seed{seed}.parquet" for seed in settings.seeds],
         prompts=of_seed(DATA["prompts"], settings.seeds[0]),
     output:
@@ -260,8 +281,8 @@ rule evaluate:
         f"{L}/evaluate.log",
     cache: True
     shell:
-        "python -m papers.csd.evaluate {params.arguments} --scores {input.scores} --curves {input.curves}"
-        " --quantities {input.quantities} --prompts {input.prompts} --metrics {output.metrics}"
+        "python -m papers.csd.evaluate {params.arguments} --scores {input.scores} --fidelity {input.fidelity}"
+        " --curves {input.curves} --costs {input.costs} --quantities {input.quantities} --prompts {input.prompts} --metrics {output.metrics}"
         " --units {output.units} --training {output.training} --record {output.record} &> {log}"
 
 
@@ -271,9 +292,10 @@ rule figure:
         metrics=f"{R}/metrics.parquet",
         training=f"{R}/training.parquet",
         grid=f"{R}/tuning/grid.parquet",
+        cost=f"{R}/examination/cost.parquet",
         **{
             name: [f"{R}/examination/{name}-seed{seed}.parquet" for seed in settings.seeds]
-            for name in ("gradients", "shifts", "probabilities")
+            for name in ("gradients", "shifts", "probabilities", "sampling")
         },
     output:
         png=f"{R}/figures/{{figure}}.png",
@@ -286,8 +308,9 @@ rule figure:
     cache: True
     shell:
         "python -m papers.csd.figures {params.arguments} --metrics {input.metrics} --training {input.training}"
-        " --grid {input.grid} --gradients {input.gradients} --shifts {input.shifts}"
-        " --probabilities {input.probabilities} --png {output.png} --pdf {output.pdf} --record {output.record} &> {log}"
+        " --grid {input.grid} --cost {input.cost} --gradients {input.gradients} --shifts {input.shifts}"
+        " --probabilities {input.probabilities} --sampling {input.sampling} --png {output.png} --pdf {output.pdf}"
+        " --record {output.record} &> {log}"
 
 
 include: "../../workflows/results.smk"

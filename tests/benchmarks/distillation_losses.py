@@ -4,8 +4,7 @@
 
 The plain KL is what one writes without thinking: two log-softmaxes and ``torch.nn.functional.kl_div``, in the dtype of
 the logits. In bfloat16 that rounds log-probabilities to three digits, so the same in float32 is listed beside it; the
-objectives always compute in float32. All losses of a case take turns within every round, on one thread, in an order
-drawn anew each round: a loss pays for the state in which the one before it leaves the heap.
+objectives always compute in float32. The measurement is that of papers/csd/loss_cost.py, on one thread by default.
 
 Time is the median over rounds, its ratio the median of the ratio within a round. Memory is the peak of what the CPU
 allocator handed out on top of the logits, the gradient of the student's logits included.
@@ -16,9 +15,6 @@ counts for little, therefore; the ratio where the plain loss is fast is the stri
 """
 
 import os
-import random
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -28,8 +24,6 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler prints a li
 import torch
 import tyro
 from torch import Tensor
-from torch.nn.functional import kl_div, log_softmax
-from torch.profiler import ProfilerActivity, profile
 
 from papers.csd.distillation_objectives import (
     DEFAULT_SKEW,
@@ -37,8 +31,8 @@ from papers.csd.distillation_objectives import (
     direct_logit_loss,
     token_divergence,
 )
+from papers.csd.loss_cost import Loss, compare, logits_pair, plain_kl
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 BASELINE = "plain KL"
 
 
@@ -52,11 +46,6 @@ class Options:
     rounds: int = 15
     threads: int = 1
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
-
-
-def plain_kl(student_logits: Tensor, teacher_logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    log_q, log_p = (log_softmax(logits, dim=-1, dtype=dtype) for logits in (student_logits, teacher_logits))
-    return kl_div(log_q, log_p, log_target=True, reduction="sum") / student_logits[..., 0].numel()
 
 
 def losses(dtype: torch.dtype) -> dict[str, Loss]:
@@ -79,51 +68,17 @@ def losses(dtype: torch.dtype) -> dict[str, Loss]:
     return table | {name: lambda f, t, loss=loss: loss(f, t).mean() for name, loss in per_token.items()}
 
 
-def logits_pair(tokens: int, vocabulary: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    teacher = 3 * torch.randn(tokens, vocabulary, generator=generator)
-    student = teacher + torch.randn(tokens, vocabulary, generator=generator)
-    return student.to(dtype).requires_grad_(), teacher.to(dtype)
-
-
-def seconds(loss: Loss, student_logits: Tensor, teacher_logits: Tensor) -> float:
-    student_logits.grad = None
-    start = time.perf_counter()
-    loss(student_logits, teacher_logits).backward()
-    return time.perf_counter() - start
-
-
-def peak_bytes(loss: Loss, student_logits: Tensor, teacher_logits: Tensor) -> int:
-    """Peak of the CPU allocator during forward and backward, above what was allocated before."""
-    student_logits.grad = None
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        loss(student_logits, teacher_logits).backward()
-    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
-    current = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        current += event.nbytes()
-        peak = max(peak, current)
-    return peak
-
-
 def measure(vocabulary: int, dtype: torch.dtype, options: Options) -> None:
     """Print one case: a row per loss."""
     student, teacher = logits_pair(max(1, options.elements // vocabulary), vocabulary, dtype)
-    table = losses(dtype)
-    order = random.Random(0)
-    rounds = []
-    for _ in range(1 + options.rounds):
-        turns = order.sample(list(table), len(table))
-        rounds.append({name: seconds(table[name], student, teacher) for name in turns})
-    del rounds[0]  # warm-up
-    memory = {name: peak_bytes(loss, student, teacher) for name, loss in table.items()}
+    table = compare(losses(dtype), student, teacher, baseline=BASELINE, rounds=options.rounds)
     title = f"{str(dtype).removeprefix('torch.')}, {student.shape[0]} tokens x {vocabulary}"
     print(f"\n{title:<38}{'ms':>9}{'x plain':>9}{'MB':>9}{'x plain':>9}")
-    for name in table:
-        milliseconds = 1e3 * statistics.median(times[name] for times in rounds)
-        slower = statistics.median(times[name] / times[BASELINE] for times in rounds)
-        larger = memory[name] / memory[BASELINE]
-        print(f"{name:<38}{milliseconds:>9.1f}{slower:>9.2f}{memory[name] / 1e6:>9.1f}{larger:>9.2f}", flush=True)
+    for row in table.itertuples():
+        print(
+            f"{row.loss:<38}{row.milliseconds:>9.1f}{row.time_ratio:>9.2f}{row.megabytes:>9.1f}{row.memory_ratio:>9.2f}",
+            flush=True,
+        )
 
 
 def main(options: Options) -> None:
