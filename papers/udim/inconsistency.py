@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FORMS = ("squared", "norm")
+FORMS = ("squared", "norm", "variance", "gradient")
 
 
 class _Moments(NamedTuple):
@@ -79,13 +79,13 @@ def inconsistency_penalty(
         norm      |v − ṽ|₂ + ρ |m̃|₂,                                                  ṽ about its own mean m̃
 
     "squared" is what the published experiments compute, "norm" the paper's formula. Their scales differ: "norm" wants
-    a weight ten times smaller or less.
+    a weight ten times smaller or less. "variance" and "gradient" are the two halves of "squared", for ablations.
 
     Args:
         features, logits, labels: [B, D], [B, C], [B] of the source, as in `head_gradient_variance`.
         perturbed_features, perturbed_logits: the same for x̃, with the same labels.
-        form: "squared" or "norm".
-        rho: ρ ≥ 0 of "norm"; "squared" has none.
+        form: "squared", "norm", "variance" or "gradient".
+        rho: ρ ≥ 0 of "norm"; the others have none.
 
     Returns:
         R ≥ 0 (), at least float32, differentiable in features and logits of both batches. The gradient is finite where
@@ -106,7 +106,14 @@ def inconsistency_penalty(
             raise ValueError(f"{name} must have the source's shape {tuple(other.shape)}, got {tuple(value.shape)}")
     source = _moments(features, logits, labels)
     perturbed = _moments(perturbed_features, perturbed_logits, labels)
-    return _squared_form(source, perturbed) if form == "squared" else _norm_form(source, perturbed, rho)
+    match form:
+        case "squared":
+            return _variance_gap(source, perturbed) + _gradient_size(perturbed)
+        case "variance":
+            return _variance_gap(source, perturbed)
+        case "gradient":
+            return _gradient_size(perturbed)
+    return _norm_form(source, perturbed, rho)
 
 
 def summed_over_domains(
@@ -152,14 +159,18 @@ def _variance(moments: _Moments, center: Tensor) -> Tensor:
     return (moments.second + center * (center - 2 * moments.first)).clamp(min=0)
 
 
-def _squared_form(source: tuple[_Moments, _Moments], perturbed: tuple[_Moments, _Moments]) -> Tensor:
-    """As v = s − m² and ṽ = s̃ − 2 m m̃ + m², the gap v − ṽ is (s − s̃) − 2 m (m − m̃)."""
+def _variance_gap(source: tuple[_Moments, _Moments], perturbed: tuple[_Moments, _Moments]) -> Tensor:
+    """¼ mean(v − ṽ)². As v = s − m² and ṽ = s̃ − 2 m m̃ + m², the gap v − ṽ is (s − s̃) − 2 m (m − m̃)."""
     gaps = [
         torch.addcmul(p.second - q.second, p.first, p.first - q.first, value=-2)
         for p, q in zip(source, perturbed, strict=True)
     ]
-    mean_square_gap = sum((gap * gap).sum() for gap in gaps) / sum(gap.numel() for gap in gaps)
-    return mean_square_gap / 4 + sum(q.second.mean() for q in perturbed)
+    return sum((gap * gap).sum() for gap in gaps) / sum(gap.numel() for gap in gaps) / 4
+
+
+def _gradient_size(perturbed: tuple[_Moments, _Moments]) -> Tensor:
+    """Σ_t mean_i |G̃_{i,t}|²/size(t)."""
+    return sum(q.second.mean() for q in perturbed)
 
 
 def _norm_form(source: tuple[_Moments, _Moments], perturbed: tuple[_Moments, _Moments], rho: float) -> Tensor:

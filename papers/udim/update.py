@@ -56,7 +56,8 @@ class UnknownDomainTerm:
     perturbation: str = "per_sample"
     """"per_sample" or "per_coordinate" normalised pixels, or "style"."""
     penalty: str = "squared"
-    """"squared" or "norm": R; "cross_entropy": its mean over all x̃ (control: adversarial augmentation)."""
+    """"squared" or "norm": R; "variance" or "gradient": half of it (ablation); "cross_entropy": its mean over all x̃
+    (control: adversarial augmentation)."""
 
     def __post_init__(self) -> None:
         for name in ("weight", "radius"):

@@ -98,19 +98,23 @@ class Corruption:
 
     apply: Callable[[Images, float, np.random.Generator], Images]
     strengths: tuple[float, float, float, float, float]
+    is_length: bool = False
+    """Whether strengths are for images of 16 x 16, and grow in proportion with larger images."""
 
 
 CORRUPTIONS: Mapping[str, Corruption] = {
     "gaussian_noise": Corruption(gaussian_noise, (0.1, 0.2, 0.3, 0.4, 0.5)),
     "impulse_noise": Corruption(impulse_noise, (0.04, 0.08, 0.12, 0.18, 0.25)),
-    "gaussian_blur": Corruption(gaussian_blur, (0.8, 1.1, 1.4, 1.8, 2.2)),
+    "gaussian_blur": Corruption(gaussian_blur, (0.8, 1.1, 1.4, 1.8, 2.2), is_length=True),
     "contrast": Corruption(contrast, (0.7, 0.5, 0.35, 0.25, 0.18)),
     "brightness": Corruption(brightness, (0.1, 0.2, 0.3, 0.4, 0.5)),
-    "occlusion": Corruption(occlusion, (3, 4, 5, 6, 7)),
-    "pixelation": Corruption(pixelation, (12, 10, 8, 6, 5)),
+    "occlusion": Corruption(occlusion, (3, 4, 5, 6, 7), is_length=True),
+    "pixelation": Corruption(pixelation, (12, 10, 8, 6, 5), is_length=True),
     "rotation": Corruption(rotation, (10, 20, 30, 40, 50)),
 }
-"""By name. Lengths are in pixels of images of 16 x 16, angles in degrees."""
+"""By name. Lengths are in pixels, and numbers of blocks, of images of 16 x 16; angles in degrees."""
+
+_REFERENCE_SIZE = 16
 
 
 def corrupt(images: Images, name: str, level: int, rng: np.random.Generator) -> Images:
@@ -127,8 +131,10 @@ def corrupt(images: Images, name: str, level: int, rng: np.random.Generator) -> 
         raise ValueError(f"level must be one of {LEVELS}, got {level!r}")
     corruption = CORRUPTIONS[name]
     strength = corruption.strengths[LEVELS.index(level)]
+    if corruption.is_length:
+        strength *= max(1.0, min(images.shape[2:]) / _REFERENCE_SIZE)
     if name in ("occlusion", "pixelation") and min(images.shape[2:]) < strength:
-        raise ValueError(f"images must be at least {strength} pixels wide for {name}, got {images.shape[2:]}")
+        raise ValueError(f"images must be at least {strength:g} pixels wide for {name}, got {images.shape[2:]}")
     return corruption.apply(images, strength, rng)
 
 
