@@ -6,19 +6,22 @@ The paper (Bae et al., ICLR 2024, arXiv 2403.02690) takes T from existing estima
   posterior of a network that was trained on noisy labels;
 - Dual-T (Yao et al., NeurIPS 2020): T = A S, the anchor estimate up to the network's own predictions, then counts;
 - VolMinNet (Li et al., ICML 2021): T is a parameter, learned together with the network, of the least volume |det T|;
-- TV (Zhang et al., ICML 2021): a parameter too, of another form.
+- TV (Zhang et al., ICML 2021): a parameter too, of another form;
+- Cycle (Cheng et al., NeurIPS 2022): learned with a second matrix, of true labels given noisy ones, that leads back.
 
-N samples, C classes. Here every T has the true class in its rows; the paper's own code mixes this up for the last two.
+N samples, C classes. Here every T has the true class in its rows; the paper's own code mixes this up for those that are
+learned.
 """
 
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from papers.rent.importance_weighting import forward_corrected_cross_entropy
 from papers.rent.transition_matrix import ROW_SUM_TOLERANCE, check_labels, check_transition, label_frequencies
 
+LEARNED = ("volminnet", "tv", "cycle")
 VOLUME_INITIAL = -2.0  # of every entry of V: T starts with 0.48 on the diagonal for C = 10
 TOTAL_VARIATION_INITIAL = 1.0  # of every entry of U: T starts with 0.5 on the diagonal
 
@@ -149,6 +152,69 @@ def total_variation_transition(parameters: Tensor) -> Tensor:
         raise ValueError(f"parameters: need at least 2 classes, got {len(parameters)}")
     scores = parameters * math.log(0.5 / (len(parameters) - 1)) * (1 - identity) - math.log(2) * identity
     return scores.softmax(1)
+
+
+def cycle_consistency_loss(
+    logits: Tensor, noisy_labels: Tensor, transition: Tensor, return_transition: Tensor, consistency_weight: float = 0.3
+) -> Tensor:
+    """What Cycle's two matrices are learned by: each fits its direction, and together they lead back to the start.
+
+    T fits the noisy labels given the posterior p (the forward loss), T' the posterior given the noisy labels, and
+    KL(p || p T T') asks the detour through the noisy labels to end where it began, in place of VolMinNet's volume. The
+    paper's code adds these terms to the classifier's loss as well; here they are an estimator's alone, so
+    that methods differ in what they use T for and nothing else.
+
+    Args:
+        logits: (B, C), no gradient goes to them.
+        noisy_labels: (B,) integers in [0, C).
+        transition: T (C, C), row = true class.
+        return_transition: T' (C, C), row = noisy class, with entries above 0.
+        consistency_weight: of the KL divergence.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: as `forward_corrected_cross_entropy`, for either matrix.
+    """
+    check_transition(return_transition, logits.shape[1])
+    log_posterior = logits.detach().log_softmax(1)
+    posterior = log_posterior.exp()
+    forward_fit = forward_corrected_cross_entropy(logits.detach(), noisy_labels, transition)
+    return_fit = -(posterior * return_transition[noisy_labels].log()).sum(1).mean()
+    there_and_back = (posterior @ transition @ return_transition).log()
+    consistency = (posterior * (log_posterior - there_and_back)).sum(1).mean()
+    return forward_fit + return_fit + consistency_weight * consistency
+
+
+class LearnedTransition(nn.Module):
+    """T as a parameter: of VolMinNet, TV or Cycle."""
+
+    def __init__(self, estimator: str, num_classes: int):
+        """Parameters at the method's start.
+
+        Raises:
+            ValueError: an estimator that is not in `LEARNED`.
+        """
+        super().__init__()
+        if estimator not in LEARNED:
+            raise ValueError(f"estimator: need one of {', '.join(LEARNED)}, got {estimator!r}")
+        self.estimator = estimator
+        initial = TOTAL_VARIATION_INITIAL if estimator == "tv" else VOLUME_INITIAL
+        count = 2 if estimator == "cycle" else 1
+        self.parameters_of = nn.ParameterList(torch.full((num_classes, num_classes), initial) for _ in range(count))
+
+    def forward(self) -> list[Tensor]:
+        """T (C, C), and for Cycle the matrix that leads back."""
+        form = total_variation_transition if self.estimator == "tv" else volume_transition
+        return [form(parameters) for parameters in self.parameters_of]
+
+    def loss(self, logits: Tensor, noisy_labels: Tensor, matrices: list[Tensor]) -> Tensor:
+        """What the parameters are learned by, on a batch of logits (B, C); `matrices` as `forward` gives them."""
+        if self.estimator == "cycle":
+            return cycle_consistency_loss(logits, noisy_labels, *matrices)
+        volume_weight = {"volume_weight": 0.0} if self.estimator == "tv" else {}
+        return volume_minimization_loss(logits, noisy_labels, *matrices, **volume_weight)
 
 
 def _identity_like(parameters: Tensor) -> Tensor:

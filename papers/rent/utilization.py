@@ -15,6 +15,8 @@ Given w, E[v] of dws and rent is mu: in expectation they take the step of self-n
 they add is noise in the gradient, of variance (mu − mu²)/(B (alpha + 1)) in every weight.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -63,45 +65,70 @@ class Utilization:
         return cls(name, concentration)
 
 
-class StepLoss(NamedTuple):
-    """What one batch contributes to training."""
+class StepLosses(NamedTuple):
+    """What one batch contributes to the training of M members."""
 
     loss: Tensor
-    """Scalar, to be minimised."""
-    weights: Tensor | None
-    """(B,) per-sample weights v; None for the corrections."""
-    fell_back: bool
-    """True where every importance weight was zero and plain cross-entropy took their place."""
+    """Scalar, to be minimised: the sum of the members' losses, each of which depends on its own logits alone."""
+    importance: Tensor
+    """w (M, B), importance weights; 1 for ce, b0 and the corrections, which do not use them."""
+    weights: Tensor
+    """v (M, B), per-sample weights; NaN for the corrections, which have none."""
+    fell_back: Tensor
+    """(M,) bool, True where every importance weight was zero and plain cross-entropy took their place."""
 
 
-def utilization_loss(
-    utilization: Utilization,
+def utilization_losses(
+    utilizations: Sequence[Utilization],
     logits: Tensor,
     noisy_labels: Tensor,
-    transition: Tensor,
-    generator: torch.Generator | None = None,
-) -> StepLoss:
-    """Loss of a batch from one forward pass: the logits that give the weights are the ones that are trained.
+    transitions: Tensor,
+    generators: Sequence[torch.Generator | None],
+) -> StepLosses:
+    """Losses of M networks, each with a utilization and a T of its own, on one batch.
+
+    From one forward pass: the logits that give the weights are the ones that are trained. No member's loss, weights or
+    gradient depends on which other members there are.
 
     Args:
-        utilization: which.
-        logits: (B, C) floats, in training mode.
-        noisy_labels: (B,) integers in [0, C).
-        transition: T (C, C) or (B, C, C), rows sum to one; not looked at by ce and b0.
-        generator: source of randomness of dws, rent and b0.
+        utilizations: one for each member.
+        logits: (M, B, C) floats, in training mode.
+        noisy_labels: (B,) integers in [0, C), the same for all members.
+        transitions: T (M, C, C), rows sum to one; not looked at by ce and b0.
+        generators: sources of randomness of dws, rent and b0, one for each member.
 
     Raises:
         ValueError: as the functions of `papers.rent.importance_weighting`.
     """
-    if utilization.name in CORRECTIONS:
-        return StepLoss(CORRECTIONS[utilization.name](logits, noisy_labels, transition), None, False)
-    importance = logits.new_ones(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32))
-    fell_back = False
-    if utilization.name not in ("ce", "b0"):
-        importance = transition_importance_weights(logits.to(importance), noisy_labels, transition)
-        fell_back = not importance.any()
-    weights = sample_weights(Utilization("ce") if fell_back else utilization, importance, generator)
-    return StepLoss(weighted_cross_entropy(logits, noisy_labels, weights), weights, fell_back)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    members, batch, _ = logits.shape
+    importance = logits.new_ones(members, batch)
+    using = [index for index, each in enumerate(utilizations) if each.name in ("rw", "rw_norm", "dws", "rent")]
+    if using:
+        # One call for all members: in separate ones the overhead of many small operations would cost more than a
+        # small network's own step.
+        flat = transition_importance_weights(
+            logits[using].flatten(0, 1).detach(),
+            noisy_labels.repeat(len(using)),
+            transitions[using].repeat_interleave(batch, 0),
+        )
+        importance[using] = flat.view(len(using), batch)
+    fell_back = ~importance.any(1)
+    weights = torch.full_like(importance, math.nan)
+    corrections = []
+    for index, (utilization, generator) in enumerate(zip(utilizations, generators, strict=True)):
+        if utilization.name in CORRECTIONS:
+            correct = CORRECTIONS[utilization.name]
+            corrections.append(correct(logits[index], noisy_labels, transitions[index]))
+        else:
+            used = Utilization("ce") if fell_back[index] else utilization
+            weights[index] = sample_weights(used, importance[index], generator)
+    weighted = [index for index, each in enumerate(utilizations) if each.name not in CORRECTIONS]
+    loss = sum(corrections, logits.new_zeros(()))
+    if weighted:
+        every = noisy_labels.repeat(len(weighted))
+        loss = loss + weighted_cross_entropy(logits[weighted].flatten(0, 1), every, weights[weighted].flatten())
+    return StepLosses(loss, importance, weights, fell_back)
 
 
 def sample_weights(
@@ -135,15 +162,15 @@ def sample_weights(
     raise ValueError(f"utilization: {utilization.name!r} has no per-sample weights")
 
 
-def clean_weight_share(weights: Tensor, is_clean: Tensor) -> float:
-    """Purity: the share of the weight of a batch, (B,), that lies on samples whose label is right, (B,) bool.
+def clean_weight_shares(weights: Tensor, is_clean: Tensor) -> Tensor:
+    """Purity: the share of each member's weight in a batch, (M, B), on samples whose label is right, (B,) bool; (M,).
 
     Raises:
         ValueError: shapes that differ.
     """
-    if weights.shape != is_clean.shape:
-        raise ValueError(f"is_clean: need shape {tuple(weights.shape)}, got {tuple(is_clean.shape)}")
-    return (weights[is_clean].sum() / weights.sum()).item()
+    if weights.shape[1:] != is_clean.shape:
+        raise ValueError(f"is_clean: need shape {tuple(weights.shape[1:])}, got {tuple(is_clean.shape)}")
+    return (weights * is_clean).sum(1) / weights.sum(1)
 
 
 def _multiplicities(weights: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -7,8 +7,11 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from papers.rent.transition_estimation import (
+    LEARNED,
     TOTAL_VARIATION_INITIAL,
     VOLUME_INITIAL,
+    LearnedTransition,
+    cycle_consistency_loss,
     dual_transition,
     estimate_transition_from_anchors,
     total_variation_transition,
@@ -225,3 +228,70 @@ def test_bad_parameters(name, shape):
 def test_total_variation_needs_two_classes():
     with pytest.raises(ValueError, match=r"^parameters: "):
         total_variation_transition(torch.zeros(1, 1))
+
+
+# Cycle, and matrices as modules
+
+
+def _soft_batch(seed=5, size=30):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(size, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+    return logits, torch.randint(4, (size,), generator=generator)
+
+
+def test_cycle_loss_written_out():
+    logits, labels = _soft_batch()
+    there, back = (volume_transition(torch.randn(4, 4, dtype=torch.float64)) for _ in range(2))
+    p = logits.detach().softmax(1)
+    q = p @ there
+    expected = -q.gather(1, labels[:, None]).log().mean()
+    expected -= torch.stack([(p[i] * back[labels[i]].log()).sum() for i in range(30)]).mean()
+    expected += 0.7 * (p * (p / (q @ back)).log()).sum(1).mean()
+    found = cycle_consistency_loss(logits, labels, there, back, consistency_weight=0.7)
+    torch.testing.assert_close(found, expected)
+    assert not found.requires_grad  # logits are constants
+
+
+def test_a_cycle_that_leads_back_is_consistent():
+    logits, labels = _soft_batch()
+    there = torch.eye(4, dtype=torch.float64).roll(1, 0)
+    back = 0.999999999999 * there.T + 1e-12 / 4
+    losses = [cycle_consistency_loss(logits, labels, 0.9 * there + 0.025, back, weight) for weight in (0, 1)]
+    assert losses[1] > losses[0] + 1e-3
+    exact = [cycle_consistency_loss(logits, labels, 1e-9 / 4 + (1 - 1e-9) * there, back, weight) for weight in (0, 1)]
+    assert exact[1].item() == pytest.approx(exact[0].item(), abs=1e-6)
+
+
+def test_cycle_refuses_what_is_no_transition():
+    logits, labels = _soft_batch()
+    identity = torch.eye(4, dtype=torch.float64)
+    for there, back in ((identity, 2 * identity), (2 * identity, identity)):
+        with pytest.raises(ValueError, match=r"^transition: every row"):
+            cycle_consistency_loss(logits, labels, there, back)
+
+
+@pytest.mark.parametrize("estimator", LEARNED)
+def test_learned_transitions_start_and_learn_as_their_method_says(estimator):
+    logits, labels = _soft_batch()
+    logits = logits.float()
+    module = LearnedTransition(estimator, 4)
+    matrices = module()
+    assert len(matrices) == len(list(module.parameters())) == (2 if estimator == "cycle" else 1)
+    start = (
+        total_variation_transition(torch.ones(4, 4)) if estimator == "tv" else volume_transition(-2 * torch.ones(4, 4))
+    )
+    assert all(torch.equal(matrix, start) for matrix in matrices)
+    loss = module.loss(logits, labels, matrices)
+    expected = {
+        "volminnet": lambda: volume_minimization_loss(logits, labels, start),
+        "tv": lambda: volume_minimization_loss(logits, labels, start, 0.0),
+        "cycle": lambda: cycle_consistency_loss(logits, labels, start, start),
+    }[estimator]()
+    assert loss.item() == expected.item()
+    loss.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in module.parameters())
+
+
+def test_unknown_learned_estimator():
+    with pytest.raises(ValueError, match=r"^estimator: need one of volminnet, tv, cycle, got 'forward'"):
+        LearnedTransition("forward", 4)

@@ -1,4 +1,5 @@
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,9 +14,9 @@ from papers.rent.transition_matrix import symmetric_transition
 from papers.rent.utilization import (
     WEIGHTINGS,
     Utilization,
-    clean_weight_share,
+    clean_weight_shares,
     sample_weights,
-    utilization_loss,
+    utilization_losses,
 )
 from papers.rent.weight_sampling import resample_indices, sample_dirichlet_weights
 
@@ -32,8 +33,16 @@ def _batch(seed=0, size=16, dtype=torch.float64):
     return logits.to(dtype), torch.randint(5, (size,), generator=generator)
 
 
-def _loss(text, logits, labels, seed=0):
-    return utilization_loss(Utilization.parse(text), logits, labels, TRANSITION, _generator(seed))
+class _Step(NamedTuple):
+    loss: torch.Tensor
+    weights: torch.Tensor
+    fell_back: bool
+
+
+def _loss(text, logits, labels, seed=0, transition=TRANSITION):
+    """The loss of a single member."""
+    found = utilization_losses([Utilization.parse(text)], logits[None], labels, transition[None], [_generator(seed)])
+    return _Step(found.loss, found.weights[0], bool(found.fell_back))
 
 
 @pytest.mark.parametrize("text", ["ce", "rw", "rw_norm", "rent", "b0", "fl", "backward"])
@@ -137,23 +146,60 @@ def test_without_any_weight_the_batch_falls_back_to_cross_entropy(text):
 def test_ce_and_b0_do_not_look_at_the_transition():
     logits, labels = _batch()
     for name in ("ce", "b0"):
-        step = utilization_loss(Utilization(name), logits, labels, torch.zeros(1), _generator(8))
-        assert step.loss.item() == _loss(name, logits, labels, 8).loss.item()
+        assert _loss(name, logits, labels, 8, torch.zeros(5, 5)).loss == _loss(name, logits, labels, 8).loss
 
 
 def test_corrections_have_no_weights():
     logits, labels = _batch()
-    assert _loss("fl", logits, labels).weights is None
+    assert _loss("fl", logits, labels).weights.isnan().all()
     for name in ("fl", "backward"):
         with pytest.raises(ValueError, match=r"^utilization: .* no per-sample weights"):
             sample_weights(Utilization(name), torch.ones(3))
 
 
 def test_purity():
-    weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    assert clean_weight_share(weights, torch.tensor([True, False, False, True])) == pytest.approx(0.5)
+    weights = torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.25, 0.25, 0.25, 0.25]])
+    is_clean = torch.tensor([True, False, False, True])
+    assert clean_weight_shares(weights, is_clean).tolist() == pytest.approx([0.5, 0.5])
+    assert clean_weight_shares(weights, torch.tensor([False, False, False, True])).tolist() == pytest.approx(
+        [0.4, 0.25]
+    )
     with pytest.raises(ValueError, match=r"^is_clean: "):
-        clean_weight_share(weights, torch.tensor([True]))
+        clean_weight_shares(weights, torch.tensor([True]))
+
+
+ALL = ["ce", "fl", "rw", "rent", "backward", "b0", "dws:0.5", "rw_norm", "dws:3"]
+
+
+def test_members_do_not_see_each_other():
+    """Each member has the loss, gradient and weights that it has alone, to the last bit."""
+    labels = _batch(size=24)[1]
+    logits = torch.stack([_batch(seed, 24, torch.float32)[0] for seed in range(len(ALL))]).requires_grad_()
+    transitions = torch.stack([symmetric_transition(5, 0.1 + 0.05 * i) for i in range(len(ALL))])
+    utilizations = [Utilization.parse(text) for text in ALL]
+    together = utilization_losses(utilizations, logits, labels, transitions, [_generator(9) for _ in ALL])
+    together.loss.backward()
+    total = 0.0
+    for index, text in enumerate(ALL):
+        own = logits[index].detach().clone().requires_grad_()
+        alone = _loss(text, own, labels, 9, transitions[index])
+        alone.loss.backward()
+        total += alone.loss.item()
+        assert torch.equal(own.grad, logits.grad[index]), text
+        assert torch.equal(alone.weights.nan_to_num(), together.weights[index].nan_to_num()), text
+    assert together.loss.item() == pytest.approx(total, rel=1e-6)
+    expected = transition_importance_weights(logits[3], labels, transitions[3])
+    assert torch.equal(together.importance[3], expected)
+    assert (together.importance[[0, 1, 4, 5]] == 1).all()
+
+
+def test_a_fallback_is_that_of_one_member_alone():
+    logits, labels = torch.zeros(2, 4, 5), torch.zeros(4, dtype=torch.int64)
+    logits[1, :, 0] = -1e4
+    utilizations = [Utilization("rent"), Utilization("rent")]
+    found = utilization_losses(utilizations, logits, labels, TRANSITION.expand(2, 5, 5), [_generator(), _generator()])
+    assert found.fell_back.tolist() == [False, True]
+    assert found.weights[1].tolist() == [0.25] * 4
 
 
 def test_a_batch_of_one():
