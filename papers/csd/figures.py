@@ -297,6 +297,8 @@ def sampled_pairs(tables: Tables) -> Figure:
     axes[0, 0].set(xlabel="sampled pairs per position", ylabel="error of the gradient (relative)")
     axes[0, 0].set(xscale="log", yscale="log")
     axes[0, 0].set_xticks(pairs, [f"{count}" for count in pairs])
+    marks = [0.1, 0.2, 0.5, 1, 2, 5, 10]
+    axes[0, 0].set_yticks(marks, [f"{mark:g}" for mark in marks])
     axes[0, 0].minorticks_off()
     axes[0, 0].legend()
     return figure

@@ -119,9 +119,9 @@ class CostOptions:
 
     vocabularies: tuple[int, ...]
     """Sizes of the vocabulary."""
-    elements: int = 2**20
+    elements: int = 2**21
     """Logits of one case, tokens times vocabulary, rounded down to whole tokens."""
-    rounds: int = 9
+    rounds: int = 7
     """Times that every loss is measured; medians are kept."""
 
 

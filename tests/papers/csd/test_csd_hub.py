@@ -1,15 +1,17 @@
 """The paper's instruction data: small files in the published formats, and what is wrong with others."""
 
 import json
+import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from papers.csd.options import VALIDATION, HubDataOptions, Scale
 from papers.csd.prepare_hub import instruction_prompt, parse_suite, prepare_hub, read_self_instruct
 from shared.errors import InputError
 from shared.options import read_scale
-from shared.tables import read_table
+from shared.tables import read_table, write_table
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -29,7 +31,7 @@ def dolly(path: Path, size: int = 12) -> Path:
 
 
 def prepared(folder: Path, options: HubDataOptions) -> dict[str, Path]:
-    outputs = {name: folder / f"{name}.parquet" for name in ("teaching", "distillation", "prompts")}
+    outputs = {name: folder / f"{name}.parquet" for name in ("teaching", "distillation", "plain", "prompts")}
     prepare_hub(options, words=folder / "words.txt", **outputs)
     return outputs
 
@@ -64,6 +66,16 @@ def test_all_formats_become_the_tables_of_the_testbed(tmp_path):
     first = teaching.iloc[0]
     assert first["prompt"].endswith("\n\n### Response:\n") and first["answer"].startswith("It is ")
     assert (tmp_path / "words.txt").read_text() == ""
+    assert len(read_table(outputs["plain"], ("text",))) == 0
+
+
+def test_plain_text_is_read_up_to_a_limit(tmp_path):
+    write_table(tmp_path / "web.parquet", pd.DataFrame({"text": ["One.", "Two.", "Three."]}))
+    options = HubDataOptions(
+        training=str(dolly(tmp_path / "dolly.jsonl")), validation_prompts=1, test_prompts=1,
+        plain_text=str(tmp_path / "web.parquet"), max_plain_texts=2,
+    )  # fmt: skip
+    assert read_table(prepared(tmp_path, options)["plain"])["text"].tolist() == ["One.", "Two."]
 
 
 def test_the_prompt_is_the_papers():
@@ -130,6 +142,7 @@ def test_every_scale_validates(scale):
     ("line", "other", "message"),
     [
         ("tuning_seed: 100", "tuning_seed: 0", "must not be a reported seed"),
+        ("vocabularies: [500, 2000, 8000, 32000]", "vocabularies: 500", "cost.vocabularies"),
         ("        batch_size: 48", "        batch: 48", "unknown key 'batch'"),
     ],
 )
@@ -139,3 +152,10 @@ def test_a_wrong_configuration_is_refused(tmp_path, line, other, message):
     (tmp_path / "config.yaml").write_text(text.replace(line, other, 1), encoding="utf-8")
     with pytest.raises(InputError, match=message):
         read_scale(tmp_path / "config.yaml", "small", Scale)
+
+
+def test_plain_text_with_a_weight_needs_a_source(tmp_path):
+    text = (ROOT / "papers/csd/config.yaml").read_text(encoding="utf-8")
+    (tmp_path / "config.yaml").write_text(re.sub(r"\n +plain_text: .*", "", text), encoding="utf-8")
+    with pytest.raises(InputError, match="plain_text_weight: needs a source"):
+        read_scale(tmp_path / "config.yaml", "paper", Scale)

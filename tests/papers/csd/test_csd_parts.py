@@ -1,13 +1,18 @@
 """The response buffer, the teacher's offset, the grammar as a judge on texts, and the weighing of suites."""
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from papers.csd.context_offset import context_offsets, token_levels
-from papers.csd.evaluate import weigh_suites_equally
+from papers.csd.evaluate import weigh_suites_equally, with_costs
 from papers.csd.response_buffer import ResponseBuffer
+from papers.csd.student_share import AdaptiveShare, choose_source
 from papers.csd.template_language import SUITES, entropy_floor, expected_length, sample_prompts, sample_responses
 from papers.csd.testbed import LANGUAGE, WORDS, floor_per_token, parse_rate, read_prompts, to_texts
 from shared.lm.batches import append_responses, left_padded, right_padded
@@ -18,7 +23,8 @@ from shared.lm.tokenizer import build_tokenizer
 def test_the_buffer_keeps_the_newest_and_draws_without_replacement():
     buffer = ResponseBuffer(3)
     buffer.push([([index], [index, 1]) for index in range(5)])
-    assert len(buffer) == 3
+    assert len(buffer) == 3 and buffer.is_full
+    assert buffer.tokens_written == 10, "those that gave way count too"
     drawn = buffer.draw(10, np.random.default_rng(0))
     assert sorted(prompt[0] for prompt, _ in drawn) == [2, 3, 4]
     firsts = [buffer.draw(1, np.random.default_rng(seed))[0][0][0] for seed in range(60)]
@@ -33,6 +39,68 @@ def test_a_restored_buffer_draws_the_same(tmp_path):
     other.push([([9], [9])])
     other.load_state_dict(buffer.state_dict())
     assert other.draw(4, np.random.default_rng(1)) == buffer.draw(4, np.random.default_rng(1))
+    assert other.tokens_written == buffer.tokens_written == 6
+
+
+def test_a_buffer_is_full_at_its_capacity_only():
+    buffer = ResponseBuffer(2)
+    buffer.push([([1], [1])])
+    assert not buffer.is_full
+    buffer.push([([1], [1])])
+    assert buffer.is_full
+
+
+@given(st.lists(st.floats(0, 10, allow_nan=False), max_size=40), st.floats(0, 2))
+@settings(max_examples=80, deadline=None)
+def test_the_share_counts_the_rises_of_the_validation_loss(losses, margin):
+    share = AdaptiveShare(margin)
+    for loss in losses:
+        share.observe(loss)
+    rises = sum(after >= before + margin for before, after in pairwise(losses))
+    assert share.value == min(rises, 10) / 10
+
+
+def test_a_share_is_restored_with_what_it_compares_to():
+    share, other = AdaptiveShare(0.1), AdaptiveShare(0.1)
+    for loss in (1.0, 1.2, 1.1):
+        share.observe(loss)
+    other.load_state_dict(share.state_dict())
+    assert other.value == share.value == 0.1
+    other.observe(1.19)
+    assert other.value == 0.1
+    other.observe(1.3)
+    assert other.value == 0.2
+    with pytest.raises(ValueError, match="margin"):
+        AdaptiveShare(-0.1)
+
+
+@pytest.mark.parametrize(
+    ("draw", "share", "progress", "full", "source"),
+    [
+        (0.0, 0.0, 0.0, True, "data"),
+        (0.39, 0.4, 0.0, True, "fresh"),
+        (0.4, 0.4, 0.0, False, "data"),
+        (0.19, 0.4, 0.5, True, "fresh"),
+        (0.2, 0.4, 0.5, True, "replay"),
+        (0.39, 0.4, 0.5, False, "fresh"),
+        (0.0, 1.0, 1.0, True, "replay"),
+    ],
+)
+def test_the_source_of_a_step(draw, share, progress, full, source):
+    assert choose_source(draw, share, progress=progress, buffer_is_full=full) == source
+
+
+def test_costs_stand_beside_all_rows_of_their_run():
+    rows = pd.DataFrame(
+        {"setting": ["a", "a / suite", "b", "a"], "method": ["m", "m", "m", "other"], "seed": 0, "value": 1.0},
+        index=[5, 6, 7, 8],
+    )  # fmt: skip
+    spent = pd.DataFrame(
+        {"setting": ["b", "a"], "method": "m", "seed": 0, "wall_seconds": [2.0, 1.0], "tokens_written": [20.0, 10.0]}
+    )
+    found = with_costs(rows, spent)
+    assert found["wall_seconds"].tolist()[:3] == [1.0, 1.0, 2.0] and found["cost"].tolist()[:3] == [10.0, 10.0, 20.0]
+    assert found[["wall_seconds", "cost"]].iloc[3].isna().all()
 
 
 def test_offsets_by_hand():

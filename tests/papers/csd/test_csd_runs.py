@@ -17,6 +17,10 @@ def test_a_run_says_its_setting_and_method():
     assert (run.setting, run.method, str(run)) == ("offset-2.5", "csd-TS:1.5", "offset-2.5/csd-TS:1.5")
     assert (run.offset, run.student_fraction, run.is_trained) == (2.5, 0.0, True)
     assert [parse_run(f"{name}/dld-U").student_fraction for name in ("off-policy", "gkd", "imitkd")] == [0, 0.5, 1]
+    assert parse_run("distillm/csd-SS").student_fraction is None
+    on_policy = ("gkd", "imitkd", "distillm")
+    assert all(parse_run(f"{name}/dld-U").is_on_policy for name in on_policy)
+    assert not any(parse_run(f"{name}/dld-U").is_on_policy for name in ("off-policy", "offset-6"))
     assert not parse_run("off-policy/teacher").is_trained
 
 

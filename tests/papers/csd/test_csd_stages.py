@@ -12,19 +12,37 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate import Accelerator
 from test_csd_hub import dolly
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from papers.csd.distillation import open_bench, train_student
-from papers.csd.options import DataOptions, DistillOptions, HubDataOptions, ScoreOptions, TuneOptions
+from papers.csd.distillation import (
+    PLAIN_STREAM,
+    SOURCE_STREAM,
+    StepBatches,
+    initial_student,
+    open_bench,
+    train_student,
+)
+from papers.csd.options import (
+    VALIDATION,
+    CostOptions,
+    DataOptions,
+    DistillOptions,
+    HubDataOptions,
+    ScoreOptions,
+    TuneOptions,
+)
 from papers.csd.runs import parse_run
+from shared.data_order import BatchOrder
 from shared.errors import InputError
 from shared.lm.options import DecoderOptions, FinetuneOptions, SamplingOptions
 from shared.lm.stages.finetune import finetune
+from shared.lm.texts import answer_rows
 from shared.options import flags
 from shared.stage import run
-from shared.tables import read_table
+from shared.tables import read_table, write_table
 from shared.training_options import TrainingOptions
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -61,7 +79,8 @@ def made(tmp_path_factory) -> Path:
     """Data, a teacher and a student of the testbed."""
     folder = tmp_path_factory.mktemp("csd")
     start("prepare", DATA, seed=0, words=folder / "words.txt", teaching=folder / "teaching.parquet",
-          distillation=folder / "distillation.parquet", prompts=folder / "prompts.parquet")  # fmt: skip
+          distillation=folder / "distillation.parquet", plain=folder / "plain.parquet",
+          prompts=folder / "prompts.parquet")  # fmt: skip
     for name, width, examples in (("teacher", 16, "teaching"), ("student", 8, "distillation")):
         options = FinetuneOptions(
             training=TrainingOptions(epochs=1, batch_size=16, learning_rate=0.01),
@@ -69,7 +88,7 @@ def made(tmp_path_factory) -> Path:
         )  # fmt: skip
         finetune(options, seed=0, examples=folder / f"{examples}.parquet", words=folder / "words.txt",
                  model=folder / name, curve=folder / f"{name}-curve.parquet", state=folder / "state")  # fmt: skip
-    rates = {text: 0.01 for text in (*RUNS, "imitkd/csd-SS", "gkd/jensen_shannon")}
+    rates = {text: 0.01 for text in (*RUNS, "imitkd/csd-SS", "gkd/jensen_shannon", "distillm/csd-SS")}
     (folder / "rates.json").write_text(json.dumps(rates))
     return folder
 
@@ -77,8 +96,10 @@ def made(tmp_path_factory) -> Path:
 def distil_arguments(made: Path, out: Path, runs: tuple[str, ...] = RUNS) -> dict:
     return {
         "seed": 0, "runs": runs, "examples": made / "distillation.parquet", "prompts": made / "prompts.parquet",
+        "plain": made / "plain.parquet",
         "teacher": made / "teacher", "student": made / "student", "rates": made / "rates.json",
         "samples": out / "samples.parquet", "fidelity": out / "fidelity.parquet", "curves": out / "curves.parquet",
+        "costs": out / "costs.parquet",
         "students": out / "students", "state": out / "state", "record": out / "record.json",
     }  # fmt: skip
 
@@ -86,7 +107,8 @@ def distil_arguments(made: Path, out: Path, runs: tuple[str, ...] = RUNS) -> dic
 def test_from_data_to_tables(made, tmp_path):
     start("tune", OPTIONS, TuneOptions(learning_rates=(0.001, 0.02)), ScoreOptions(stemmer=False), seed=0,
           runs=["off-policy/csd-SS"], examples=made / "distillation.parquet", prompts=made / "prompts.parquet",
-          teacher=made / "teacher", student=made / "student", validation=tmp_path / "validation.parquet",
+          plain=made / "plain.parquet", teacher=made / "teacher", student=made / "student",
+          validation=tmp_path / "validation.parquet",
           state=tmp_path / "tuning")  # fmt: skip
     validation = read_table(tmp_path / "validation.parquet")
     assert validation["learning_rate"].tolist() == [0.001, 0.02] and validation["rouge_l"].between(0, 100).all()
@@ -107,15 +129,16 @@ def test_from_data_to_tables(made, tmp_path):
     assert not (tmp_path / "state").exists()
 
     start("score", ScoreOptions(stemmer=False), judge="gold", samples=tmp_path / "samples.parquet",
-          fidelity=tmp_path / "fidelity.parquet", prompts=made / "prompts.parquet",
-          scores=tmp_path / "scores.parquet")  # fmt: skip
+          prompts=made / "prompts.parquet", scores=tmp_path / "scores.parquet")  # fmt: skip
     scores = read_table(tmp_path / "scores.parquet")
     assert len(scores) == len(RUNS) * 5 * DATA.suite_prompts
     start("examine", OPTIONS, seed=0, examples=made / "distillation.parquet", teacher=made / "teacher",
           student=made / "student", gradients=tmp_path / "gradients.parquet", shifts=tmp_path / "shifts.parquet",
-          probabilities=tmp_path / "probabilities.parquet", quantities=tmp_path / "quantities.parquet")  # fmt: skip
+          probabilities=tmp_path / "probabilities.parquet", sampling=tmp_path / "sampling.parquet",
+          quantities=tmp_path / "quantities.parquet")  # fmt: skip
     start("evaluate", paper="csd", scale="smoke", judge="gold", scores=tmp_path / "scores.parquet",
-          curves=tmp_path / "curves.parquet", quantities=tmp_path / "quantities.parquet",
+          fidelity=tmp_path / "fidelity.parquet", curves=tmp_path / "curves.parquet",
+          costs=tmp_path / "costs.parquet", quantities=tmp_path / "quantities.parquet",
           prompts=made / "prompts.parquet", metrics=tmp_path / "metrics.parquet", units=tmp_path / "units.parquet",
           training=tmp_path / "training.parquet")  # fmt: skip
     metrics = read_table(tmp_path / "metrics.parquet").set_index(["setting", "method", "metric"])["value"]
@@ -123,6 +146,14 @@ def test_from_data_to_tables(made, tmp_path):
     assert metrics["off-policy", "csd-SS", "parse"] == pytest.approx(by_hand)
     assert metrics["off-policy", "csd-SS", "gradient_gap"] < 1e-5
     assert metrics["off-policy", "language", "reference_nll"] > 0
+    spent = read_table(tmp_path / "metrics.parquet").set_index(["setting", "method"])[["wall_seconds", "cost"]]
+    assert (spent.loc[("off-policy", "csd-SS"), "wall_seconds"] > 0).all()
+    assert (spent.loc[("off-policy", "csd-SS"), "cost"] == 0).all()
+    # Half of eight steps write eight responses of one to twelve tokens.
+    assert spent.loc[("imitkd", "dld-S"), "cost"].between(32, 32 * 12).all()
+    assert spent.loc[("off-policy", "teacher")].isna().all(axis=None)
+    sampling = read_table(tmp_path / "sampling.parquet").pivot(index="pairs", columns="method", values="error")
+    assert (sampling.loc[1] / sampling.loc[256]).between(10, 25).all(), "the error falls with the root of 256"
     assert {"gradients", "shifts"} <= {path.stem for path in tmp_path.glob("*.parquet")}
     shifts = read_table(tmp_path / "shifts.parquet").pivot(index="shift", columns="method", values="loss")
     assert shifts["csd-SS"].max() - shifts["csd-SS"].min() < 1e-4
@@ -136,7 +167,7 @@ def test_reverse_kl_and_concrete_score_train_the_same_student(made):
     bench = open_bench(OPTIONS, 0, made / "teacher", made / "student", examples, torch.device("cpu"))
     weights = {}
     for text in ("off-policy/csd-SS", "off-policy/reverse_kl", "off-policy/forward_kl", "offset-6/csd-SS"):
-        student, _ = train_student(bench, parse_run(text), 0.01, made / "unused" / text)
+        student = train_student(bench, parse_run(text), 0.01, made / "unused" / text).student
         weights[text] = torch.cat([parameter.detach().flatten() for parameter in student.parameters()])
     scale = (weights["off-policy/forward_kl"] - weights["off-policy/csd-SS"]).abs().max()
     assert scale > 0.01
@@ -150,8 +181,71 @@ def test_the_cache_of_the_teacher_changes_nothing(made):
     for cached in (True, False):
         options = replace(OPTIONS, cache_teacher=cached, epochs=0.5)
         bench = open_bench(options, 0, made / "teacher", made / "student", examples, torch.device("cpu"))
-        records.append(train_student(bench, parse_run("offset-2/dld-S"), 0.01, made / "unused" / str(cached))[1])
+        state = made / "unused" / str(cached)
+        records.append(train_student(bench, parse_run("offset-2/dld-S"), 0.01, state).records)
     assert records[0][-1]["loss"] == pytest.approx(records[1][-1]["loss"], rel=1e-4)
+
+
+def test_plain_text_adds_its_next_token_loss_on_policy_alone(made):
+    examples = read_table(made / "distillation.parquet")
+    texts = read_table(made / "plain.parquet")["text"].tolist()
+    losses = {}
+    for weight in (0.0, 0.5):
+        options = replace(OPTIONS, plain_text_weight=weight, epochs=0.25)
+        bench = open_bench(options, 0, made / "teacher", made / "student", examples, torch.device("cpu"), texts=texts)
+        for text in ("imitkd/csd-SS", "off-policy/csd-SS"):
+            losses[text, weight] = train_student(bench, parse_run(text), 0.01, made / "unused" / text).records[0][
+                "loss"
+            ]
+    assert losses["off-policy/csd-SS", 0.5] == losses["off-policy/csd-SS", 0.0]
+    # By hand, on the eight texts that the first step draws; the initial student has not moved yet.
+    student = initial_student(bench, parse_run("imitkd/csd-SS")).eval()
+    drawn = np.random.default_rng([0, 0, PLAIN_STREAM]).integers(len(texts), size=8)
+    rows = answer_rows(bench.tokenizer, [texts[index] for index in drawn], max_tokens=36)
+    log_probs, count = 0.0, 0
+    with torch.no_grad():
+        for row in rows:
+            values = student(torch.tensor([row])).logits[0].log_softmax(-1)
+            log_probs += sum(values[place, token].item() for place, token in enumerate(row[1:]))
+            count += len(row) - 1
+    assert losses["imitkd/csd-SS", 0.5] - losses["imitkd/csd-SS", 0.0] == pytest.approx(
+        -0.5 * log_probs / count, rel=1e-4
+    )
+
+
+def test_an_adaptive_share_follows_the_validation_loss(made, monkeypatch):
+    """Four steps an epoch; with losses that rise after each, the share is 0, 0.1, 0.2, 0.3 in the four epochs."""
+    prompts = read_table(made / "prompts.parquet")
+    bench = open_bench(
+        replace(OPTIONS, epochs=4), 0, made / "teacher", made / "student", read_table(made / "distillation.parquet"),
+        torch.device("cpu"), validation=prompts[prompts["suite"] == VALIDATION],
+    )  # fmt: skip
+    planned = parse_run("distillm/csd-SS")
+    student = initial_student(bench, planned)
+    order = BatchOrder(len(bench.prompts), 8, 0)
+    batches = StepBatches(bench, planned, order, 16, student, Accelerator())
+    by_hand = [
+        -student(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)[
+            range(len(answer)), answer].detach()
+        for prompt, answer in bench.validation
+    ]  # fmt: skip
+    assert batches._validation_loss() == pytest.approx(torch.cat(by_hand).mean().item(), rel=1e-4)
+    rising = iter([1.0, 1.2, 1.4, 1.6])
+    monkeypatch.setattr(batches, "_validation_loss", lambda: next(rising))
+    shares = [batches(step)[0].student_share for step in range(16)]
+    assert shares == [0.0] * 4 + [0.1] * 4 + [0.2] * 4 + [0.3] * 4
+    draws = [np.random.default_rng([0, step, SOURCE_STREAM]).random() for step in range(16)]
+    assert len(batches.buffer) == min(12, 8 * sum(draw < share for draw, share in zip(draws, shares, strict=True)))
+
+
+def test_runs_that_lack_what_they_need_are_refused(made):
+    options = replace(OPTIONS, plain_text_weight=1.0)
+    examples = read_table(made / "distillation.parquet")
+    bench = open_bench(options, 0, made / "teacher", made / "student", examples, torch.device("cpu"))
+    with pytest.raises(InputError, match="adapts to validation examples; none given"):
+        train_student(bench, parse_run("distillm/csd-SS"), 0.01, made / "unused")
+    with pytest.raises(InputError, match="plain text has a weight of 1; none given"):
+        train_student(bench, parse_run("imitkd/csd-SS"), 0.01, made / "unused")
 
 
 def test_mistakes_are_one_line(made, tmp_path):
@@ -190,23 +284,24 @@ run(distill.distill, sys.argv[2:])
 
 
 def test_a_killed_distillation_resumes_to_the_same_bytes(made, tmp_path):
-    runs = ("off-policy/csd-SS", "imitkd/dld-S")
+    runs = ("off-policy/csd-SS", "distillm/csd-SS", "imitkd/dld-S")
     tables = ("samples.parquet", "fidelity.parquet", "curves.parquet")
-    contents = []
-    # Eight steps a run, a state after every third: killed in the second run, two steps after a state.
-    for kills, out in (((), tmp_path / "whole"), ((14,), tmp_path / "resumed")):
-        values = distil_arguments(made, out, runs)
-        arguments = flags(OPTIONS)
-        for name, value in values.items():
-            arguments += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
-        for last in (*kills, -1):
-            command = [sys.executable, "-c", KILLED, str(last), *arguments]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-            assert done.returncode == (0 if last == -1 else -signal.SIGKILL), done.stderr
-        if kills:
-            assert "csd-SS" not in done.stderr.split("\n", 1)[1], "the finished run was made again"
-        contents.append([(out / name).read_bytes() for name in tables])
-    assert contents[0] == contents[1]
+    # Any validation loss that is not lower raises the share, so that own responses are learned from soon.
+    options = replace(OPTIONS, share_margin=0.0, plain_text_weight=0.1)
+    start("distill", options, **distil_arguments(made, tmp_path / "whole", runs))
+    arguments = flags(options)
+    for name, value in distil_arguments(made, tmp_path / "resumed", runs).items():
+        arguments += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    # Eight steps a run, a state after every third: killed in the second run, two steps after a state, and in the third.
+    for last in (14, 10, -1):
+        command = [sys.executable, "-c", KILLED, str(last), *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == (0 if last == -1 else -signal.SIGKILL), done.stderr
+    assert "csd-SS" not in done.stderr.split("\n", 1)[1], "a finished run was made again"
+    whole, resumed = ([(tmp_path / out / name).read_bytes() for name in tables] for out in ("whole", "resumed"))
+    assert whole == resumed
+    written = [read_table(tmp_path / out / "costs.parquet")["tokens_written"].tolist() for out in ("whole", "resumed")]
+    assert written[0] == written[1] and written[0][2] > 0
 
 
 def tiny_gpt2(folder: Path, texts: list[str], seed: int = 0) -> Path:
@@ -233,7 +328,7 @@ def tiny_gpt2(folder: Path, texts: list[str], seed: int = 0) -> Path:
 HUB_OPTIONS = replace(
     OPTIONS, sampling=SamplingOptions(max_new_tokens=8), epochs=1, batch_size=4, max_prompt_tokens=200,
     max_answer_tokens=24, cache_teacher=False, no_repeat_ngram=6, teacher_weights="bfloat16", accumulation=2,
-    generate_every=1,
+    generate_every=1, plain_text_weight=1.0,
 )  # fmt: skip
 
 
@@ -241,13 +336,18 @@ HUB_OPTIONS = replace(
 def instructed(tmp_path_factory) -> Path:
     """Instruction data in the tables of the testbed, and a tiny random GPT-2 as teacher and student."""
     folder = tmp_path_factory.mktemp("hub")
-    options = HubDataOptions(training=str(dolly(folder / "dolly.jsonl", 16)), validation_prompts=3, test_prompts=3)
+    write_table(folder / "web.parquet", pd.DataFrame({"text": [f"Plain text number {index}." for index in range(5)]}))
+    options = HubDataOptions(
+        training=str(dolly(folder / "dolly.jsonl", 16)), validation_prompts=3, test_prompts=3,
+        plain_text=str(folder / "web.parquet"),
+    )  # fmt: skip
     start("prepare_hub", options, words=folder / "words.txt", teaching=folder / "teaching.parquet",
-          distillation=folder / "distillation.parquet", prompts=folder / "prompts.parquet")  # fmt: skip
+          distillation=folder / "distillation.parquet", plain=folder / "plain.parquet",
+          prompts=folder / "prompts.parquet")  # fmt: skip
     texts = read_table(folder / "teaching.parquet")["prompt"].tolist()
     for seed, name in enumerate(("teacher", "student")):
         tiny_gpt2(folder / name, texts, seed)
-    rates = {text: 0.001 for text in ("off-policy/csd-SS", "imitkd/csd-SS")}
+    rates = {text: 0.001 for text in ("off-policy/csd-SS", "imitkd/csd-SS", "distillm/csd-SS")}
     (folder / "rates.json").write_text(json.dumps(rates))
     return folder
 
@@ -256,8 +356,7 @@ def test_the_papers_scale_on_a_tiny_gpt2(instructed, tmp_path):
     options = replace(HUB_OPTIONS, pretrained_student=str(instructed / "student"))
     start("distill", options, **distil_arguments(instructed, tmp_path, ("off-policy/csd-SS", "imitkd/csd-SS")))
     start("score", ScoreOptions(), judge="none", samples=tmp_path / "samples.parquet",
-          fidelity=tmp_path / "fidelity.parquet", prompts=instructed / "prompts.parquet",
-          scores=tmp_path / "scores.parquet")  # fmt: skip
+          prompts=instructed / "prompts.parquet", scores=tmp_path / "scores.parquet")  # fmt: skip
     scores = read_table(tmp_path / "scores.parquet")
     assert set(scores["suite"]) == {"dolly"} and "parse" not in scores
     saved = GPT2LMHeadModel.from_pretrained(tmp_path / "students" / "off-policy--csd-SS")
@@ -267,7 +366,8 @@ def test_the_papers_scale_on_a_tiny_gpt2(instructed, tmp_path):
 @pytest.mark.slow
 def test_two_processes(instructed, tmp_path):
     arguments = flags(HUB_OPTIONS)
-    for name, value in distil_arguments(instructed, tmp_path, ("off-policy/csd-SS", "imitkd/csd-SS")).items():
+    runs = ("off-policy/csd-SS", "imitkd/csd-SS", "distillm/csd-SS")
+    for name, value in distil_arguments(instructed, tmp_path, runs).items():
         arguments += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29533"]
@@ -276,7 +376,7 @@ def test_two_processes(instructed, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     two = read_table(tmp_path / "curves.parquet")
     assert not two[["loss", "kl_forward"]].isna().any(axis=None)
-    assert len(read_table(tmp_path / "samples.parquet")) == 2 * 3 * 2
+    assert len(read_table(tmp_path / "samples.parquet")) == 3 * 3 * 2
     start("distill", HUB_OPTIONS, **distil_arguments(instructed, tmp_path / "one", ("off-policy/csd-SS",)))
     one = read_table(tmp_path / "one" / "curves.parquet")
     both = two[two["setting"] == "off-policy"].reset_index(drop=True)
@@ -285,28 +385,48 @@ def test_two_processes(instructed, tmp_path):
         assert both[name].tolist() == pytest.approx(one[name].tolist(), rel=1e-3)
 
 
+def test_costs_are_measured_against_plain_kl(tmp_path):
+    from papers.csd.methods import logit_loss
+
+    options = CostOptions(vocabularies=(50, 20_000), elements=40_000, rounds=1)
+    start("measure_cost", options, costs=tmp_path / "cost.parquet")
+    table = read_table(tmp_path / "cost.parquet")
+    assert (table.groupby("vocabulary")["tokens"].first() == pd.Series({50: 800, 20_000: 2})).all()
+    plain = table[table["loss"] == "plain_kl"]
+    assert (plain[["time_ratio", "memory_ratio"]] == 1).all(axis=None)
+    assert (table[["milliseconds", "megabytes"]] > 0).all(axis=None)
+    # Two log-softmaxes, three terms of kl_div and its gradient against one buffer and the gradient.
+    assert table.set_index(["vocabulary", "loss"]).loc[(20_000, "csd-SS"), "memory_ratio"] < 1
+    for name in set(table["loss"]) - {"plain_kl"}:
+        logit_loss(name)
+
+
 def test_every_figure_is_drawn_from_one_run_of_each_kind(tmp_path):
     from papers.csd.figures import FIGURES, LABELS, Tables
     from shared.plotting import house_style, save_figure
 
     rng = np.random.default_rng(0)
-    settings = {"off-policy": [*LABELS, "csd-SS:2"], "imitkd": ["csd-SS", "dld-S"], "offset-6": ["csd-SS", "dld-S"]}
+    settings = {"off-policy": [*LABELS, "csd-SS:2"], "imitkd": ["csd-SS", "dld-S"], "distillm": ["csd-SS"]}
+    settings |= {"offset-6": ["csd-SS", "dld-S"]}
     settings |= {"off-policy / held_out": list(LABELS)}
     metrics = pd.DataFrame(
         [(setting, method, seed, metric, rng.random()) for setting, methods in settings.items() for method in methods
          for seed in (0, 1, 2) for metric in ("rouge_l", "self_bleu")],
         columns=["setting", "method", "seed", "metric", "value"],
-    )  # fmt: skip
+    ).assign(cost=1000.0)  # fmt: skip
     steps = [(method, seed, float(step)) for method in LABELS for seed in (0, 1) for step in (1, 10, 20)]
     curves = pd.DataFrame(steps, columns=["method", "seed", "step"]).assign(
-        setting="off-policy", kl_forward=1.0, kl_reverse=0.5
+        kl_forward=1.0, kl_reverse=0.5, student_share=0.2
     )
+    curves = pd.concat([curves.assign(setting="off-policy"), curves[:6].assign(setting="distillm")])
     grid = pd.DataFrame({"run": ["off-policy/csd-SS", "imitkd/csd-SS", "off-policy/sft"], "learning_rate": 0.01,
                          "rouge_l": 3.0})  # fmt: skip
     ranked = pd.DataFrame({"method": "csd-SS", "rank": [1, 2], "gradient": [1.0, 0.1], "seed": 0})
     shifted = pd.DataFrame({"method": "dld-S", "shift": [0.0, 1.0], "loss": [0.0, 0.5], "seed": 0})
     exceeded = pd.DataFrame({"model": "teacher", "threshold": [0.01, 0.1], "share": [0.2, 0.1], "seed": 0})
-    tables = Tables(metrics, curves, grid, ranked, shifted, exceeded)
+    sampled = pd.DataFrame({"method": "csd-SS", "pairs": [1, 4], "error": [1.0, 0.5], "seed": 0})
+    cost = pd.DataFrame({"loss": "csd-SS", "vocabulary": [10, 20], "time_ratio": 1.0, "memory_ratio": 0.5})
+    tables = Tables(metrics, curves, grid, ranked, shifted, exceeded, sampled, cost)
     captions = (ROOT / "papers/csd/figures.yaml").read_text(encoding="utf-8")
     for name, function in FIGURES.items():
         with house_style():

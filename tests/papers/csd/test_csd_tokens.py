@@ -144,6 +144,19 @@ def test_gradient_scales_with_what_comes_in(loss):
     torch.testing.assert_close(scaled, scale.unsqueeze(-1) * plain, rtol=1e-12, atol=0)
 
 
+@each_loss
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES])
+def test_a_scale_that_all_tokens_share_is_no_less_exact(loss, dtype):
+    """A mean over all tokens takes a path of its own; beside a token that gets nothing it is the general one."""
+    f, t = (x.to(dtype) for x in random_logits(4, 40))
+    wide = torch.promote_types(dtype, torch.float32)
+    some = torch.tensor([0.123456789] * 3 + [0.0], dtype=wide)
+    shared = gradient_of(lambda x: loss(x, t) * some[0], f)
+    general = gradient_of(lambda x: loss(x, t) * some, f)
+    torch.testing.assert_close(shared[:3], general[:3], rtol=0 if dtype in HALVES else 1e-6, atol=0)
+    assert (general[3] == 0).all() and shared.dtype == dtype
+
+
 def test_backward_can_be_repeated_but_not_differentiated():
     """A second derivative would hold only the part that comes through the incoming gradient."""
     f, t = random_logits(2, 5)
