@@ -1,0 +1,63 @@
+"""DATE in any of diffusers' pipelines with a U-Net::
+
+from papers.date.pipeline import adaptive_text_embedding
+
+with adaptive_text_embedding(pipeline, clip_score, step_size=0.5, steps=update_step_indices(50, every=10)):
+    images = pipeline(prompts, num_inference_steps=50, guidance_scale=7.5).images
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from papers.date.text_embedding_guidance import adapt_text_embedding
+from shared.t2i.pipeline_hooks import NetworkStep, embedding_updates
+
+
+def adaptive_text_embedding(
+    pipeline: DiffusionPipeline,
+    evaluate: Callable[[Tensor], Tensor],
+    *,
+    step_size: float,
+    steps: tuple[int, ...],
+    start: str = "previous",
+    num_updates: int = 1,
+    prior_weight: float = 0.0,
+) -> AbstractContextManager[None]:
+    """Within the block, runs of the pipeline update their text embedding towards a reward.
+
+    Args:
+        pipeline: of diffusers, with `unet`, `vae` and `scheduler`.
+        evaluate: from images (B, 3, H, W) in about [0, 1], B = prompts x images per prompt, to rewards (B,).
+        step_size: ρ; 0.5 for Stable Diffusion v1.5.
+        steps: of the sampler in which the embedding is updated; see `update_step_indices`.
+        start: as in `adapt_text_embedding`.
+        num_updates: as in `adapt_text_embedding`.
+        prior_weight: as in `adapt_text_embedding`.
+
+    Raises:
+        ValueError: on entering, a pipeline without these parts; in a run, as `adapt_text_embedding`.
+    """
+
+    def update(step: NetworkStep, embedding: Tensor, anchor: Tensor) -> Tensor:
+        adapted, _ = adapt_text_embedding(
+            step.denoise,
+            evaluate,
+            step.latents,
+            embedding,
+            uncond_output=step.uncond_output,
+            guidance_scale=step.guidance_scale,
+            alpha_cumprod=step.alpha_cumprod,
+            step_size=step_size,
+            prediction_type=step.prediction_type,
+            decode=step.decode,
+            anchor_embedding=anchor,
+            start=start,
+            num_updates=num_updates,
+            prior_weight=prior_weight,
+        )
+        return adapted
+
+    return embedding_updates(pipeline, update, steps)

@@ -1,0 +1,61 @@
+"""STG in any of diffusers' pipelines with a U-Net::
+
+from papers.stg.pipeline import safe_text_embedding
+
+with safe_text_embedding(pipeline, unsafe_score, step_size=0.5, steps=centered_update_window(50, 0.8)):
+    images = pipeline(prompts, num_inference_steps=50, guidance_scale=7.5).images
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from papers.stg.safe_text_guidance import guide_text_embedding
+from shared.t2i.pipeline_hooks import NetworkStep, embedding_updates
+
+
+def safe_text_embedding(
+    pipeline: DiffusionPipeline,
+    unsafe_score: Callable[[Tensor], tuple[Tensor, Tensor]],
+    *,
+    step_size: float,
+    steps: Iterable[int],
+    start: str = "previous",
+    prior_weight: float = 0.0,
+) -> AbstractContextManager[None]:
+    """Within the block, runs of the pipeline move their text embedding to safety while an image is flagged.
+
+    Args:
+        pipeline: of diffusers, with `unet`, `vae` and `scheduler`.
+        unsafe_score: from images (B, 3, H, W) in about [0, 1], not clamped, to values (B,), higher is less safe, and
+            flags (B,) bool.
+        step_size: ρ; 0.5 for Stable Diffusion v1.4.
+        steps: of the sampler in which the embedding may be updated; see `centered_update_window`.
+        start: as in `guide_text_embedding`.
+        prior_weight: as in `guide_text_embedding`.
+
+    Raises:
+        ValueError: on entering, a pipeline without these parts; in a run, as `guide_text_embedding`.
+    """
+
+    def update(step: NetworkStep, embedding: Tensor, anchor: Tensor) -> Tensor:
+        guided, _, _ = guide_text_embedding(
+            step.denoise,
+            unsafe_score,
+            step.latents,
+            embedding,
+            uncond_output=step.uncond_output,
+            guidance_scale=step.guidance_scale,
+            alpha_cumprod=step.alpha_cumprod,
+            step_size=step_size,
+            prediction_type=step.prediction_type,
+            decode=step.decode,
+            anchor_embedding=anchor,
+            start=start,
+            prior_weight=prior_weight,
+        )
+        return guided
+
+    return embedding_updates(pipeline, update, tuple(steps))
