@@ -1,5 +1,6 @@
 """Train the latent diffusion model of scenes under a frozen text encoder, and look at what it draws."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -43,8 +44,8 @@ def train_diffusion(
 ) -> dict[str, float | bool]:
     """Train on ``scenes``, with captions embedded by the text encoder of ``conditioner``.
 
-    ``sheets`` is a folder of sample sheets, drawn during training; a row of a sheet is a task. The share of right
-    images on development prompts goes into the record.
+    ``sheets`` is a folder of sample sheets, a row for each task; during training they are in ``state/sheets``. The
+    share of right images on development prompts goes into the record.
     """
     captions, images = read_scenes(scenes)
     text_encoder = load_network(conditioner, DualEncoderScorer).text_model
@@ -58,13 +59,14 @@ def train_diffusion(
     sampler = ScenePipeline(
         accelerator.unwrap_model(mean).model, text_encoder.to(accelerator.device), build_scheduler()
     )
-    sheets.mkdir()
+    drawn = state / "sheets"  # here a resumed training finds those from before
+    drawn.mkdir(exist_ok=True)
 
     def after_step(*_: object) -> None:
         average = accelerator.unwrap_model(mean)
         average.update(unet)
         if int(average.updates) % options.sheet_every == 0 and accelerator.is_main_process:
-            draw_sheet(sheets / f"step-{int(average.updates):05d}.png", sampler, options)
+            draw_sheet(drawn / f"step-{int(average.updates):05d}.png", sampler, options)
 
     def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         clean, embedded = batch
@@ -92,6 +94,7 @@ def train_diffusion(
     if not accelerator.is_main_process:
         return {}
     write_table(curve, pd.DataFrame(records))
+    shutil.copytree(drawn, sheets)
     for network in (sampler.unet, sampler.text_encoder):
         network.half()
     sampler.save_pretrained(pipeline, safe_serialization=True)
