@@ -264,7 +264,7 @@ def step_loss(
     if not batch.is_logged:
         return value, {}
     with torch.no_grad():
-        return value, {"student_share": torch.tensor(batch.student_share)} | {
+        return value, {"student_share": value.new_tensor(batch.student_share)} | {
             f"kl_{direction}": token_divergence(selected, batch.teacher_logits, f"{direction}_kl").mean()
             for direction in ("forward", "reverse")
         }
@@ -284,18 +284,18 @@ class StepBatches:
         self.share = AdaptiveShare(bench.options.share_margin)
         self._bench, self._planned, self._order, self._steps = bench, planned, order, steps
         self._student, self._accelerator = student, accelerator
-        if bench.options.cache_teacher and planned.student_fraction != 1.0:
-            bench.cached_logits  # noqa: B018 - computed now, so that it is no part of the training's time
+        # Taken before the training starts, so that what runs share is no part of the time of the first.
+        self._answers = bench.teacher_answers if planned.method == "seqkd" else bench.answers
+        uses_cache = bench.options.cache_teacher and self._answers is bench.answers and planned.student_fraction != 1.0
+        self._cached_logits = bench.cached_logits if uses_cache else None
 
     def __call__(self, step: int) -> list[DistillationBatch]:
         bench, accelerator = self._bench, self._accelerator
         source = self._source(step)
         if source == "data":
             rows = self._order.indices(step)
-            answers = bench.teacher_answers if self._planned.method == "seqkd" else bench.answers
-            examples = [(bench.prompts[row], answers[row]) for row in rows]
-            is_cached = bench.options.cache_teacher and answers is bench.answers
-            cached = [bench.cached_logits[row] for row in rows] if is_cached else None
+            examples = [(bench.prompts[row], self._answers[row]) for row in rows]
+            cached = None if self._cached_logits is None else [self._cached_logits[row] for row in rows]
         else:
             if source == "fresh":
                 self._write_responses(step)
