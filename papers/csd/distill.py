@@ -10,15 +10,8 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
-from papers.csd.distillation import (
-    Bench,
-    Trained,
-    initial_student,
-    measure_fidelity,
-    open_bench,
-    sample_suites,
-    train_student,
-)
+from papers.csd.bench import Bench, initial_student, open_bench
+from papers.csd.distillation import Trained, measure_fidelity, sample_suites, train_student
 from papers.csd.options import VALIDATION, DistillOptions
 from papers.csd.runs import Run, parse_run
 from shared.errors import InputError

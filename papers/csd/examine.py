@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from papers.csd.distillation import Bench, open_bench
+from papers.csd.bench import Bench, open_bench
 from papers.csd.distillation_objectives import concrete_score_loss
 from papers.csd.methods import logit_loss
 from papers.csd.options import DistillOptions

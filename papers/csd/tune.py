@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from accelerate import Accelerator
 
-from papers.csd.distillation import open_bench, sample_suites, train_student
+from papers.csd.bench import open_bench
+from papers.csd.distillation import sample_suites, train_student
 from papers.csd.options import VALIDATION, DistillOptions, ScoreOptions, TuneOptions
 from papers.csd.runs import parse_run
 from shared.files import write_json

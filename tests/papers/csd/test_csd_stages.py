@@ -17,14 +17,8 @@ from test_csd_hub import dolly
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from papers.csd.distillation import (
-    PLAIN_STREAM,
-    SOURCE_STREAM,
-    StepBatches,
-    initial_student,
-    open_bench,
-    train_student,
-)
+from papers.csd.bench import PLAIN_STREAM, SOURCE_STREAM, initial_student, open_bench
+from papers.csd.distillation import train_student
 from papers.csd.options import (
     VALIDATION,
     CostOptions,
@@ -35,6 +29,7 @@ from papers.csd.options import (
     TuneOptions,
 )
 from papers.csd.runs import parse_run
+from papers.csd.step_batches import StepBatches
 from shared.data_order import BatchOrder
 from shared.errors import InputError
 from shared.lm.options import DecoderOptions, FinetuneOptions, SamplingOptions
