@@ -67,6 +67,21 @@ def predict_clean_latents(
     return model_output
 
 
+def predict_noise(
+    noisy_latents: Tensor, model_output: Tensor, alpha_cumprod: float | Tensor, prediction_type: str = "epsilon"
+) -> Tensor:
+    """The noise ε = (x - √ᾱ x̄0) / √(1-ᾱ) that a denoiser's output stands for; zeros where ᾱ is 1.
+
+    Args and errors are those of `predict_clean_latents`, of which this is the counterpart.
+    """
+    if prediction_type == "epsilon" and noisy_latents.shape == model_output.shape:
+        return model_output
+    clean = predict_clean_latents(noisy_latents, model_output, alpha_cumprod, prediction_type)
+    alpha = _per_sample(alpha_cumprod, noisy_latents)
+    scale = (1 - alpha).sqrt()
+    return torch.where(scale > 0, (noisy_latents - alpha.sqrt() * clean) / scale, 0.0)
+
+
 def normalized_ascent_step(base_embedding: Tensor, gradient: Tensor, step_size: float) -> Tensor:
     """base + step_size · g / ‖g‖, one norm over all axes of each sample.
 

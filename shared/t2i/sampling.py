@@ -25,12 +25,16 @@ class Step(NamedTuple):
         timestep: of the step, a scalar tensor.
         latents: (B, C, H, W), noisy, detached.
         uncond_output: of the denoiser without caption, (B, C, H, W), detached.
+        guidance_scale: w.
+        alpha_cumprod: ᾱ of the step in (0, 1].
     """
 
     index: int
     timestep: Tensor
     latents: Tensor
     uncond_output: Tensor
+    guidance_scale: float
+    alpha_cumprod: float
 
 
 EmbeddingHook = Callable[[Step, Tensor], Tensor]
@@ -63,6 +67,8 @@ def sample(
     initial_noise: Tensor,
     num_steps: int = 20,
     guidance_scale: float = 5.0,
+    eta: float = 0.0,
+    step_noise: Callable[[int], Tensor] | None = None,
     decode: Callable[[Tensor], Tensor] = LatentCodec.decode,
     embedding_hook: EmbeddingHook | None = None,
     output_hook: OutputHook | None = None,
@@ -75,16 +81,18 @@ def sample(
 
     Args:
         denoiser: the network; its output is of the scheduler's prediction type.
-        scheduler: one of diffusers', deterministic.
+        scheduler: a `DDIMScheduler`, or another one of diffusers' if eta is 0.
         cond_embedding: (B, L, D), of the captions.
         uncond_embedding: (B, L, D) or (1, L, D), of the empty caption; no hook changes it.
         initial_noise: (B, C, H, W).
         num_steps: of the scheduler.
         guidance_scale: w.
+        eta: 0 is deterministic; with 1 the steps are as noisy as those of ancestral sampling.
+        step_noise: from a step's index to its noise (B, C, H, W); needed where eta is not 0.
         decode: from latents to images.
 
     Raises:
-        ValueError: batches of different sizes, or fewer than one step.
+        ValueError: batches of different sizes, fewer than one step, or eta without noise.
     """
     if len(cond_embedding) != len(initial_noise) or len(uncond_embedding) not in (1, len(initial_noise)):
         raise ValueError(
@@ -93,18 +101,23 @@ def sample(
         )
     if num_steps < 1:
         raise ValueError(f"num_steps: must be at least 1, got {num_steps}")
+    if eta != 0 and step_noise is None:
+        raise ValueError(f"step_noise: needed with eta={eta}")
     scheduler.set_timesteps(num_steps, device=initial_noise.device)
     latents, embedding = initial_noise, cond_embedding
     uncond_embedding = uncond_embedding.expand(len(latents), -1, -1)
     for index, timestep in enumerate(scheduler.timesteps):
-        step = Step(index, timestep, latents, denoiser(latents, timestep, uncond_embedding))
+        uncond_output = denoiser(latents, timestep, uncond_embedding)
+        alpha_cumprod = float(scheduler.alphas_cumprod[timestep])
+        step = Step(index, timestep, latents, uncond_output, guidance_scale, alpha_cumprod)
         if embedding_hook is not None:
             embedding = embedding_hook(step, embedding).detach()
         cond_output = denoiser(latents, timestep, embedding)
-        output = classifier_free_guidance(step.uncond_output, cond_output, guidance_scale)
+        output = classifier_free_guidance(uncond_output, cond_output, guidance_scale)
         if output_hook is not None:
             output = output_hook(step, cond_output, output).detach()
         if step_callback is not None:
             step_callback(step, output)
-        latents = scheduler.step(output, timestep, latents).prev_sample
+        randomness = {"eta": eta, "variance_noise": step_noise(index)} if eta else {}
+        latents = scheduler.step(output, timestep, latents, **randomness).prev_sample
     return decode(latents)

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -114,9 +116,23 @@ def test_steps_go_from_noise_to_image(pipeline):
     images = draw(pipeline, step_callback=lambda step, output: steps.append((step, output)))
     assert [step.index for step, _ in steps] == [0, 1, 2]
     assert [int(step.timestep) for step, _ in steps] == [999, 666, 332]
+    assert {step.guidance_scale for step, _ in steps} == {5.0}
+    assert steps[1][0].alpha_cumprod == pytest.approx(float(pipeline.scheduler.alphas_cumprod[666]))
     assert torch.equal(steps[0][0].latents, initial_noise(0, range(3)))
     # From the last step there is no noise left: the image is the prediction itself.
     assert torch.allclose(images, LatentCodec.decode(steps[-1][1]), atol=1e-5)
+
+
+def test_noisy_steps_are_those_of_ddim(pipeline):
+    noises, seen = torch.randn(4, 3, *LATENT_SHAPE), []
+    options = {"num_steps": 4, "eta": 0.7, "step_noise": lambda index: noises[index]}
+    pipeline(CAPTIONS, initial_noise(0, range(3)), **options, step_callback=lambda *step: seen.append(step))
+    for (step, clean), (after, _) in itertools.pairwise(seen):
+        alpha, later = step.alpha_cumprod, after.alpha_cumprod
+        epsilon = (step.latents - alpha**0.5 * clean) / (1 - alpha) ** 0.5
+        sigma = 0.7 * ((1 - later) / (1 - alpha) * (1 - alpha / later)) ** 0.5
+        mean = later**0.5 * clean + (1 - later - sigma**2) ** 0.5 * epsilon
+        assert torch.allclose(after.latents, mean + sigma * noises[step.index], atol=1e-4)
 
 
 def test_a_new_embedding_stays_and_an_output_is_for_one_step(pipeline):
@@ -155,6 +171,7 @@ def test_hooks_see_consistent_outputs_and_may_differentiate(pipeline):
         (["a ring"], 2, {}, "initial_noise"),
         ([], 1, {}, "captions"),
         (["a ring"], 1, {"num_steps": 0}, "num_steps"),
+        (["a ring"], 1, {"eta": 1.0}, "step_noise"),
     ],
 )
 def test_impossible_requests_are_refused(pipeline, captions, noise, options, name):
