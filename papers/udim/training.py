@@ -133,6 +133,7 @@ def train_run(
         ValueError: a batch larger than a source domain; Fishr with one source.
         FloatingPointError: the loss or the penalty is not finite.
     """
+    accelerator.free_memory()  # a saved state holds all that was prepared: this run's networks alone
     current, best = (_new_state(options, task, settings, seed, accelerator) for _ in range(2))
     warmup = round(options.warmup_fraction * options.steps) if run.term else 0
     update, warmup_update = (make_update(each, settings, len(task.sources)) for each in (run, Run(run.base)))

@@ -109,10 +109,10 @@ CORRUPTIONS: Mapping[str, Corruption] = {
     "contrast": Corruption(contrast, (0.7, 0.5, 0.35, 0.25, 0.18)),
     "brightness": Corruption(brightness, (0.1, 0.2, 0.3, 0.4, 0.5)),
     "occlusion": Corruption(occlusion, (3, 4, 5, 6, 7), is_length=True),
-    "pixelation": Corruption(pixelation, (12, 10, 8, 6, 5), is_length=True),
+    "pixelation": Corruption(pixelation, (12, 10, 8, 6, 5)),
     "rotation": Corruption(rotation, (10, 20, 30, 40, 50)),
 }
-"""By name. Lengths are in pixels, and numbers of blocks, of images of 16 x 16; angles in degrees."""
+"""By name. Lengths are in pixels of images of 16 x 16, angles in degrees."""
 
 _REFERENCE_SIZE = 16
 

@@ -68,6 +68,18 @@ def test_corruptions_are_reproducible_and_grow_with_the_level(digits, name):
     assert changes == sorted(changes) and changes[0] > 0
 
 
+@pytest.mark.parametrize(("name", "share"), [("gaussian_blur", 0.02), ("occlusion", 0.0), ("pixelation", 1e-6)])
+def test_larger_images_are_corrupted_alike(digits, name, share):
+    """An image enlarged, corrupted and reduced again is the image corrupted."""
+    large = np.repeat(np.repeat(digits, 2, axis=2), 2, axis=3)
+    got = corrupt(large, name, 3, rng(0))
+    if name == "occlusion":
+        assert ((got == 0.5).sum(axis=(2, 3)) >= 10 * 10).all()
+    else:
+        reduced = got.reshape(len(got), 1, 16, 2, 16, 2).mean((3, 5))
+        assert np.square(reduced - corrupt(digits, name, 3, rng(0))).mean() ** 0.5 < share
+
+
 @pytest.mark.parametrize("name", ["gaussian_noise", "impulse_noise", "occlusion", "rotation"])
 def test_random_corruptions_depend_on_the_generator(digits, name):
     assert not np.array_equal(corrupt(digits, name, 3, rng(0)), corrupt(digits, name, 3, rng(1)))
