@@ -34,7 +34,7 @@ ESTIMATORS = {
     "cycle": "Cycle",
 }
 STYLES = method_styles(list(UTILIZATIONS))
-KINDS = {"sym": "symmetric", "asym": "asymmetric", "idn": "instance-dependent"}
+KINDS = {"sym": "symmetric", "asym": "asymmetric", "idn": "instance-dep."}
 ACCURACY = "test accuracy (%)"
 SHOWN_IN_TIME = ("ce", "b0", "fl/forward", "rw/forward", "rent/forward")
 
@@ -118,21 +118,21 @@ def interval_row(axes: Axes, place: float, values: np.ndarray, *, hollow: bool =
 def controls(tables: Tables) -> Figure:
     """What RENT's gain is due to: differences that isolate the resampling noise and the transition matrix."""
     differences = {
-        "RENT − RW, anchors": ("rent/forward", "rw/forward", "rent"),
-        "RENT − RW, true T": ("rent/true", "rw/true", "rent"),
-        "bootstrap − CE": ("b0", "ce", "b0"),
-        "RENT − bootstrap, anchors": ("rent/forward", "b0", "fl"),
-        "RENT − bootstrap, true T": ("rent/true", "b0", "fl"),
-        "RENT − FL, anchors": ("rent/forward", "fl/forward", "rw"),
-        "RENT − FL, true T": ("rent/true", "fl/true", "rw"),
+        "RENT − RW, anchors": ("rent/forward", "rw/forward"),
+        "RENT − RW, true T": ("rent/true", "rw/true"),
+        "bootstrap − CE": ("b0", "ce"),
+        "RENT − bootstrap, anchors": ("rent/forward", "b0"),
+        "RENT − bootstrap, true T": ("rent/true", "b0"),
+        "RENT − FL, anchors": ("rent/forward", "fl/forward"),
+        "RENT − FL, true T": ("rent/true", "fl/true"),
     }
     figure, axes = new_figure(columns=len(tables.settings), width=2.3, height=2.7, sharey=True)
     for panel, setting in zip(axes[0], tables.settings, strict=True):
         values = 100 * tables.by_seed(setting, "accuracy")
-        for place, (method, baseline, style) in enumerate(differences.values()):
+        for place, (method, baseline) in enumerate(differences.values()):
             if {method, baseline} <= set(values.columns):
                 paired = (values[method] - values[baseline]).to_numpy()
-                interval_row(panel, place, paired, hollow=method.endswith("/true"), **STYLES[style])
+                interval_row(panel, place, paired, hollow=method.endswith("/true"), **style_of(baseline))
         panel.axvline(0, color="0.3", linewidth=0.8, linestyle="--")
         panel.set(title=setting_title(setting), xlabel="points of accuracy")
         panel.set_yticks(range(len(differences)), list(differences))
