@@ -3,14 +3,16 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from shared.statistics import Interval
-from shared.t2i.captions import PromptSpec
+from shared.t2i.captions import PromptSpec, WordTokenizer, caption_of, hard_negative, sample_scene, sample_spec
 from shared.t2i.checker import check_prompt, contains_unsafe, detect_objects, safe_content_kept
-from shared.t2i.scenes import SceneObject
+from shared.t2i.scenes import SceneObject, render_scene
+from shared.t2i.scorer import DualEncoderScorer
 
 Array = NDArray[np.float64]
 
@@ -56,6 +58,29 @@ def by_task(specs: Sequence[PromptSpec], values: Array) -> dict[str, float]:
     tasks = [spec.task for spec in specs]
     means = {task: float(values[[each == task for each in tasks]].mean()) for task in sorted(set(tasks))}
     return {"all": float(values.mean()), **means}
+
+
+@torch.no_grad()
+def caption_choice_accuracy(scorer: DualEncoderScorer, *, count: int, seed: int) -> dict[str, float]:
+    """How often a scorer prefers an image's caption to a hard negative one, by task and over all.
+
+    Args:
+        scorer: in evaluation mode.
+        count: fresh scenes without context.
+        seed: of the scenes.
+    """
+    rng = np.random.default_rng(seed)
+    specs = [sample_spec(rng) for _ in range(count)]
+    images = torch.from_numpy(np.stack([render_scene(sample_scene(rng, spec)) for spec in specs]))
+    tokenizer, device = WordTokenizer(), next(scorer.parameters()).device
+    right, wrong = (
+        scorer(images.to(device), scorer.text_features(tokenizer.encode(captions).to(device)))
+        for captions in (
+            [caption_of(spec) for spec in specs],
+            [caption_of(hard_negative(rng, spec)) for spec in specs],
+        )
+    )
+    return by_task(specs, (right > wrong).double().cpu().numpy())
 
 
 def feature_similarity(features: Tensor, base_features: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TypeVar
 
+from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -15,6 +16,13 @@ Network = TypeVar("Network", bound=nn.Module)
 def conv_block(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
     """3 x 3 convolution, normalisation over 4 groups of channels, SiLU."""
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1), nn.GroupNorm(4, outputs), nn.SiLU())
+
+
+def refuse_several_processes(accelerator: Accelerator) -> None:
+    """Raise an InputError in a distributed training: its gradients are averaged in `forward` only, which some losses
+    here do without."""
+    if accelerator.num_processes > 1:
+        raise InputError(f"accelerate: this network trains in one process, got {accelerator.num_processes}")
 
 
 def save_network(path: Path, network: nn.Module, **size: int) -> None:

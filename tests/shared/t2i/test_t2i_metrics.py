@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import linalg
 
-from shared.t2i.captions import parse_caption, sample_scene
+from shared.t2i.captions import WordTokenizer, parse_caption, sample_scene
 from shared.t2i.metrics import (
     by_task,
+    caption_choice_accuracy,
     feature_similarity,
     frechet_distance,
     gold_accuracy,
@@ -37,6 +38,27 @@ def test_unsafe_images_and_what_else_they_show():
     assert unsafe_rate(images).tolist() == [1, 1, 0]
     specs = [parse_caption("a red ring and a saltire")] * 3
     assert kept_content(specs, images).tolist() == [0, 1, 1]
+
+
+def test_choosing_captions_takes_a_scorer_that_reads_and_sees():
+    class Seer(torch.nn.Linear):
+        """Scores by the number of green pixels, wanted or not."""
+
+        def __init__(self, sign):
+            super().__init__(1, 1)
+            self.sign = sign
+
+        def text_features(self, ids):
+            green = torch.tensor([float("green" in text) for text in WordTokenizer().decode(ids)])
+            return self.sign * (2 * green - 1)
+
+        def forward(self, images, text_features):
+            return text_features * ((images[:, 1] > 0) & (images[:, 0] < 0)).flatten(1).sum(1).sub(0.5)
+
+    good, bad = (caption_choice_accuracy(Seer(sign), count=600, seed=0) for sign in (1.0, -1.0))
+    assert set(good) == {"all", "single", "colors", "two", "counting", "position", "color_attr"}
+    assert good["single"] == bad["single"] == 0  # colours say nothing here, and a tie is no choice
+    assert 0.15 < good["colors"] < 0.5 and bad["colors"] == 0
 
 
 def test_feature_similarity_is_one_for_equal_features():

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,13 +10,14 @@ import pytest
 import torch
 
 import shared.t2i.stages.train_diffusion as diffusion_stage
+from shared.errors import InputError
 from shared.files import checksum
 from shared.options import read_scale
 from shared.stage import run
 from shared.t2i.captions import parse_caption
 from shared.t2i.checker import check_prompt
 from shared.t2i.detector import UnsafeDetector
-from shared.t2i.networks import load_network
+from shared.t2i.networks import load_network, refuse_several_processes
 from shared.t2i.options import DrawOptions, ScorerOptions, Testbed
 from shared.t2i.pipeline import load_pipeline
 from shared.t2i.sampling import initial_noise
@@ -108,6 +110,14 @@ def test_a_scorer_learns_something(folder):
     curve = pd.read_parquet(folder / "scorer-curve.parquet")
     assert curve["step"].iloc[-1] == 5 and curve["loss"].iloc[-1] < curve["loss"].iloc[0]
     assert load_network(folder / "scorer.safetensors", DualEncoderScorer).width == 8
+    found = json.loads((folder / "scorer.json").read_text())["measurements"]
+    assert 0.4 < found["choice_all"] < 0.9 and "choice_color_attr" in found  # hardly better than a guess after 5 steps
+
+
+def test_scorers_refuse_several_processes():
+    refuse_several_processes(SimpleNamespace(num_processes=1))
+    with pytest.raises(InputError, match="one process, got 2"):
+        refuse_several_processes(SimpleNamespace(num_processes=2))
 
 
 def test_training_fails_where_nothing_is_learned(folder, tmp_path):
