@@ -200,6 +200,8 @@ def weights(tables: Tables) -> Figure:
             histogram(panel, rows[rows["epoch"] == epoch])
             panel.set_title(f"{UTILIZATIONS[name.partition('/')[0]]}, epoch {epoch}")
         axes[-1, column].set_xlabel("importance weight w")
+    used = shown.loc[shown["method"].isin(methods) & (shown["count"] > 0), "weight"]
+    axes[0, 0].set_xlim(0, used.max() + 0.4)
     for panel in axes[:, 0]:
         panel.set_ylabel("share of samples")
     axes[0, -1].legend()
@@ -215,27 +217,29 @@ def histogram(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def transitions(tables: Tables) -> Figure:
-    """Accuracy against the error of the transition matrix in the last epoch, for every estimator."""
-    settings = [each for each in tables.settings if tables.by_seed(each, "transition_error").shape[1] > 6]
-    figure, axes = new_figure(columns=max(len(settings), 1), width=3.4, height=3.0)
-    for panel, setting in zip(axes[0], settings, strict=False):
-        values, errors = 100 * tables.by_seed(setting, "accuracy"), tables.by_seed(setting, "transition_error")
-        for used in ("fl", "rw", "rent"):
-            names = [f"{used}/{each}" for each in ESTIMATORS if f"{used}/{each}" in values]
-            look = {"color": STYLES[used]["color"], "linestyle": "none"}
-            panel.plot(errors[names], values[names], STYLES[used]["marker"], alpha=0.3, markersize=3, **look)
-            panel.plot(errors[names].mean(), values[names].mean(), STYLES[used]["marker"], markersize=7,
-                       label=UTILIZATIONS[used], **look)  # fmt: skip
-        for estimator, label in ESTIMATORS.items():
-            if f"rent/{estimator}" not in values:
-                continue
-            best = max(values[f"{used}/{estimator}"].mean() for used in ("fl", "rw", "rent"))
-            place = {"xytext": (0, 7), "textcoords": "offset points", "fontsize": 7.5, "ha": "center"}
-            panel.annotate(label, (errors[f"rent/{estimator}"].mean(), best), **place)
+    """Accuracy against the error of the transition matrix in the last epoch: markers by use, colours by estimator."""
+    found = {each: tables.by_seed(each, "transition_error") for each in tables.settings}
+    compared = {
+        setting: errors for setting, errors in found.items() if len({name.split("/")[1] for name in errors}) > 2
+    }
+    compared = compared or found  # where no setting compares many estimators
+    figure, axes = new_figure(columns=len(compared), width=3.5, height=3.1)
+    colours = method_styles(list(ESTIMATORS))
+    for panel, (setting, errors) in zip(axes[0], compared.items(), strict=True):
+        values = 100 * tables.by_seed(setting, "accuracy")
+        for name in errors:
+            used, estimator = name.split("/")
+            if used in ("fl", "rw", "rent"):
+                look = {"color": colours[estimator]["color"], "marker": STYLES[used]["marker"], "linestyle": "none"}
+                panel.plot(errors[name], values[name], alpha=0.25, markersize=3, **look)
+                panel.plot(errors[name].mean(), values[name].mean(), markersize=7, **look)
         panel.set(title=setting_title(setting), xlabel="error of T (total variation)")
-        panel.margins(x=0.12, y=0.12)
     axes[0, 0].set_ylabel(ACCURACY)
-    axes[0, -1].legend()
+    for estimator, label in ESTIMATORS.items():
+        axes[0, -1].plot([], [], "s", color=colours[estimator]["color"], label=label)
+    for used in ("fl", "rw", "rent"):
+        axes[0, -1].plot([], [], STYLES[used]["marker"], color="0.4", label=UTILIZATIONS[used])
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

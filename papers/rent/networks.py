@@ -17,9 +17,9 @@ _ALIGNMENT = 16
 class MLPMembers(nn.Module):
     """M multilayer perceptrons side by side, which start as copies of one.
 
-    On one core the 27 methods of the digits' testbed train twice as fast in this way as one after another, where the many
-    small operations of the losses cost as much as the network; `torch.func.vmap` over the network's function would be
-    slower than one after another. Whatever the number of members, each learns the same numbers.
+    On one core the 27 methods of the digits' testbed train twice as fast in this way as one after another, where the
+    many small operations of the losses cost as much as the network; `torch.func.vmap` over the network's function would
+    be slower than one after another. Whatever the number of members, each learns the same numbers.
     """
 
     def __init__(self, classifier: Classifier, members: int):
