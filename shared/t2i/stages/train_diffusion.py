@@ -60,7 +60,7 @@ def train_diffusion(
         accelerator.unwrap_model(mean).model, text_encoder.to(accelerator.device), build_scheduler()
     )
     drawn = state / "sheets"  # here a resumed training finds those from before
-    drawn.mkdir(exist_ok=True)
+    drawn.mkdir(parents=True, exist_ok=True)
 
     def after_step(*_: object) -> None:
         average = accelerator.unwrap_model(mean)
