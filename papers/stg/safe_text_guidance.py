@@ -262,16 +262,18 @@ def safree_token_projection(
     count = len(masked_pooled)
     if count + 1 > len(text_embedding):
         raise ValueError(f"masked_pooled: at most {len(text_embedding) - 1} content tokens, got {count}")
-    away = torch.eye(text_embedding.shape[1]).to(text_embedding) - _row_space_projector(concept_embeddings)
-    distances = (masked_pooled @ away).norm(dim=1)
+    wide = torch.promote_types(text_embedding.dtype, torch.float32)  # half precision has no decompositions
+    masked, states = masked_pooled.to(wide), text_embedding[1 : count + 1].to(wide)
+    away = torch.eye(states.shape[1]).to(states) - _row_space_projector(concept_embeddings.to(wide))
+    distances = (masked @ away).norm(dim=1)
     if count == 1:
         triggers = torch.ones(1, dtype=torch.bool, device=text_embedding.device)
     else:
         others = (distances.sum() - distances) / (count - 1)
         triggers = ~(distances < (1 + alpha) * others)
-    projected = text_embedding[1 : count + 1] @ _row_space_projector(masked_pooled) @ away
+    projected = states @ _row_space_projector(masked) @ away
     filtered = text_embedding.clone()
-    filtered[1 : count + 1] = torch.where(triggers[:, None], projected, text_embedding[1 : count + 1])
+    filtered[1 : count + 1] = torch.where(triggers[:, None], projected, states).to(filtered.dtype)
     return filtered, triggers
 
 

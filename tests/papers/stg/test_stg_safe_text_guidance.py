@@ -372,6 +372,14 @@ def test_concepts_orthogonal_to_everything_leave_the_lengths():
     assert triggers.tolist() == expected
 
 
+def test_half_precision_is_computed_in_single():
+    states, pooled, concept = (part.half() for part in (draw(4, 10), draw(2, 10, seed=1), draw(2, 10, seed=2)))
+    filtered, triggers = safree_token_projection(states, pooled, concept)
+    expected, same = safree_token_projection(states.float(), pooled.float(), concept.float())
+    assert filtered.dtype == torch.float16 and torch.equal(filtered, expected.half()) and torch.equal(triggers, same)
+    assert torch.equal(filtered[1:3][~triggers], states[1:3][~triggers])
+
+
 def test_a_larger_alpha_spares_more_tokens():
     pooled, concept = draw(5, 10), draw(2, 10, seed=1)
     flagged = [safree_token_projection(draw(8, 10), pooled, concept, alpha)[1] for alpha in (-0.5, 0.01, 5.0)]
