@@ -1,0 +1,1 @@
+"""Small diffusion models with exact references: noise levels, denoisers, samplers, mixtures, glyphs, metrics."""
