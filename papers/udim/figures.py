@@ -23,6 +23,7 @@ LABELS = {
     "sam+cross_entropy": "SAM + cross-entropy of x̃",
     "sam+random": "random direction",
     "sam+zero": "radius 0",
+    "erm+fishr@weight=1000": "Fishr",
     "asam": "ASAM",
     "sagm": "SAGM",
     "sagm+udim": "SAGM + UDIM",
@@ -32,7 +33,6 @@ LABELS = {
     "sam+gradient": "gradient size only",
     "sam+norm@weight=0.1": "norm form",
     "sam+coordinate@data_radius=10": "per coordinate",
-    "erm+fishr@weight=1000": "Fishr",
 }
 STYLES = method_styles(list(LABELS))
 MAIN = ("erm", "sam", "sam+udim", "sam+cross_entropy")
@@ -163,11 +163,13 @@ def inconsistency(tables: Tables) -> Figure:
     for axis, (quantity, title) in zip(axes[0], panels.items(), strict=True):
         for method in MAIN:
             wide = curves[curves["method"] == method].pivot(index="seed", columns="step", values=quantity)
+            wide = 100 * wide if quantity == "unseen_accuracy" else wide
             line_with_band(axis, wide.columns, wide.to_numpy(), label=LABELS[method], **STYLES[method])
         axis.set(title=title, xlabel="step")
     axes[0, 0].set_yscale("log")
     axes[0, 0].set_ylabel("max |L_e(θ') − L_s(θ')|")
     axes[0, 1].set_ylabel("nats")
+    axes[0, 2].set_ylabel("percent")
     axes[0, 2].legend(fontsize=7.5)
     return figure
 

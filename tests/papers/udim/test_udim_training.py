@@ -162,8 +162,9 @@ def test_fishr_needs_two_sources(task, tmp_path):
         trained(task, "erm+fishr", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["sam+udim", "sam+random", "erm+fishr"])
-@pytest.mark.parametrize("killed_in", [1, 5, 9])
+@pytest.mark.parametrize(
+    ("name", "killed_in"), [("sam+udim", 1), ("sam+udim", 5), ("sam+random", 9), ("erm+fishr", 5), ("erm+fishr", 9)]
+)
 def test_a_resumed_training_ends_the_same(two_sources, tmp_path, monkeypatch, name, killed_in):
     """Killed before a state, between the warm-up's end and the next state, and near the end."""
     options = replace(OPTIONS, warmup_fraction=0.4, checkpoint_every=2, evaluate_every=2)
