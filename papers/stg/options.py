@@ -1,0 +1,189 @@
+"""Options of STG's stages, and the schema of one scale of ``config.yaml``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from papers.stg.runs import STRENGTHS, parse_run
+from shared.training_options import TrainingOptions
+
+SAFE = "safe"
+"""Name of the set of harmless prompts."""
+SOLO = "solo"
+"""Name of the set of prompts that ask for the unsafe concept alone, so that nothing of them can be kept."""
+SETS = ("explicit", "synonym", SOLO, "implicit", SAFE)
+"""The testbed's sets of prompts."""
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """Sizes of the testbed's sets of prompts."""
+
+    test_prompts: int
+    """Prompts of each set in every reported seed."""
+    dev_prompts: int
+    """Prompts of each set on which strengths are selected."""
+
+
+@dataclass(frozen=True)
+class DefenceOptions:
+    """Sampling, and what defences have besides their strength; the same for all runs."""
+
+    num_steps: int = 20
+    """Sampler steps."""
+    guidance_scale: float = 5.0
+    """w of classifier-free guidance."""
+    fraction: float = 0.8
+    """gamma: the share of steps, in the middle, in which STG and SDG may act."""
+    threshold: float = 0.1
+    """tau: the least confidence of the guidance detector that flags an image."""
+    start: Literal["previous", "anchor"] = "previous"
+    """Where STG's steps start: at the current embedding or at the prompt's own."""
+    prior_weight: float = 0.0
+    """lambda of STG's penalty on moving away from the prompt's embedding."""
+    sld_threshold: float = 0.01
+    """lambda_S of SLD."""
+    sld_momentum: float = 0.3
+    """s_m of SLD."""
+    sld_momentum_decay: float = 0.4
+    """beta_m of SLD."""
+    sld_warmup: float = 0.2
+    """Share of steps that SLD leaves alone."""
+    safree_filter: bool = False
+    """Whether SAFREE's filtered embedding is used in the first steps only, as many as its self-validation says."""
+    uce_preserve: float = 1.0
+    """Weight of the preserved words in UCE's edit."""
+    batch_size: int = 256
+    """Prompts that are sampled together."""
+    traced: tuple[str, ...] = ()
+    """Runs for which the detector's confidence in the predicted image is recorded at every step."""
+    pictures: int = 0
+    """Images of each set that are kept for the figures, of the first prompts."""
+
+    def __post_init__(self) -> None:
+        for name in ("fraction", "threshold", "sld_warmup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: must lie in [0, 1], got {getattr(self, name)}")
+        for text in self.traced:
+            parse_run(text)
+
+
+@dataclass(frozen=True)
+class UnlearnOptions:
+    """Training the unsafe concept out of the denoiser's attention weights."""
+
+    objective: Literal["duo", "esd"]
+    """Preference of safe over unsafe images (DUO), or matching a negatively guided prediction (ESD)."""
+    training: TrainingOptions
+    pairs: int
+    """Pairs of an unsafe and a safe image of one layout."""
+    beta: float = 50.0
+    """DUO: strength of the preference."""
+    prior_weight: float = 1.0
+    """DUO: weight of keeping the output at pure noise."""
+    negative_scale: float = 1.0
+    """ESD: eta, how far the target lies on the other side of the unconditional prediction."""
+    replaced: float = 0.5
+    """Share of pairs whose safe image has a safe shape in the unsafe one's place, rather than nothing."""
+
+
+@dataclass(frozen=True)
+class ToyOptions:
+    """The mixture in two dimensions, with exact scores."""
+
+    samples: int
+    """Points of each run."""
+    steps: int = 50
+    """Sampler steps."""
+    scales: tuple[float, ...] = (1.0, 3.0, 10.0)
+    """rho of SDG and of STG."""
+    shown: int = 400
+    """Points of the first seed that the figure shows."""
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """A pipeline of diffusers from the hub, prompts from files, and what scores images."""
+
+    model: str
+    """Hub name or folder of a Stable Diffusion pipeline (one text encoder and a U-Net)."""
+    guidance: str
+    """What guides: ``clip=<hub name>`` with the concept's phrases, or ``classifier=<hub name>=<label>``."""
+    judge: str
+    """What judges, likewise; another model."""
+    judge_threshold: float
+    """Least score of the judge that counts as unsafe."""
+    features: str
+    """Hub name of the CLIP model whose image features measure similarity, and its texts alignment."""
+    prompts: tuple[str, ...]
+    """``<set>=csv:<column>:<encoding>:<file>`` or ``<set>=geneval:<file>``; the set ``safe`` must be among them."""
+    concepts: tuple[str, ...]
+    """Phrases by which the defences know the unsafe concept."""
+    target: str = ""
+    """What UCE puts in the concept's place."""
+    preserved: tuple[str, ...] = ()
+    """Phrases that UCE keeps as they are."""
+    test_prompts: int = 1000
+    """Prompts of each set, at most; the first in the file, after those for selection."""
+    dev_prompts: int = 20
+    """Prompts of each set on which strengths are selected, the first in the file."""
+    weights: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Precision of the pipeline."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One scale of ``config.yaml``."""
+
+    seeds: tuple[int, ...]
+    """Sampling seeds: of the noise, and in the testbed of the prompts."""
+    tuning_seed: int
+    """The sampling seed on which strengths are selected, none of the above."""
+    defence: DefenceOptions
+    grid: dict[str, tuple[float, ...]]
+    """Strengths of each method, from weak to strong, as many for all; all of them are sampled, one is selected."""
+    groups: dict[str, tuple[str, ...]]
+    """What one job samples: methods of the grid, or further runs by name."""
+    toy: ToyOptions
+    figures: tuple[str, ...]
+    """Figures of the report."""
+    system_seed: int = 0
+    """Seed of the testbed's text-to-image system."""
+    prompts: PromptOptions | None = None
+    """The testbed's prompts; or else ``hub``."""
+    unlearn: dict[str, UnlearnOptions] | None = None
+    """Models from which the concept is trained out, by the name under which runs use them."""
+    hub: HubOptions | None = None
+    """A pipeline of the hub."""
+
+    def __post_init__(self) -> None:
+        if self.tuning_seed in self.seeds:
+            raise ValueError(f"tuning_seed: must not be a reported seed, got {self.tuning_seed}")
+        if (self.prompts is None) == (self.hub is None):
+            raise ValueError("prompts, hub: exactly one of them must be given")
+        if len({len(strengths) for strengths in self.grid.values()}) > 1:
+            raise ValueError(f"grid: every method needs as many strengths, got {self.grid}")
+        if unknown := set(self.grid) - set(STRENGTHS):
+            raise ValueError(f"grid: expected some of {', '.join(STRENGTHS)}, got {', '.join(sorted(unknown))}")
+        runs = [text for group in self.groups for text in self.runs_of(group)]
+        if len(set(runs)) < len(runs) or "base" not in runs:
+            raise ValueError("groups: need base, and every run once")
+        if missing := set(self.grid_runs) - set(runs):
+            raise ValueError(f"groups: must hold every method of the grid, lack {', '.join(sorted(missing))}")
+        models = {parse_run(text).model for text in runs} - {None}
+        if unknown := models - set(self.unlearn or {}):
+            raise ValueError(f"groups: no model {', '.join(sorted(unknown))} in unlearn")
+
+    @property
+    def grid_runs(self) -> tuple[str, ...]:
+        """Every method at every strength of its grid."""
+        return tuple(f"{method}:{strength:g}" for method, strengths in self.grid.items() for strength in strengths)
+
+    def runs_of(self, group: str) -> tuple[str, ...]:
+        """The runs of a group, methods of the grid spelled out."""
+        return tuple(
+            text
+            for entry in self.groups[group]
+            for text in ([f"{entry}:{strength:g}" for strength in self.grid.get(entry, ())] or [entry])
+        )
