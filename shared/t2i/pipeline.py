@@ -63,8 +63,6 @@ def load_pipeline(folder: Path) -> ScenePipeline:
         InputError: the folder does not hold one.
     """
     try:
-        return ScenePipeline.from_pretrained(
-            folder, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
-        )
+        return ScenePipeline.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: no text-to-image pipeline: {str(error).splitlines()[0]}") from error
