@@ -16,7 +16,6 @@ T2I_SETS = ("conditioner", "guidance", "evaluator", "preference", "diffusion")
 T2I_SCENES = {name: f"{T2I_RESULTS}/scenes/{name}-seed{{seed}}.parquet" for name in T2I_SETS}
 T2I = {
     "pipeline": f"{T2I_RESULTS}/pipeline/seed{{seed}}",
-    "unlearned": f"{T2I_RESULTS}/unlearned/seed{{seed}}",
     **{name: f"{T2I_RESULTS}/scorers/{name}-seed{{seed}}.safetensors" for name in T2I_SETS[:4]},
     "guidance_detector": f"{T2I_RESULTS}/detectors/guidance-seed{{seed}}.safetensors",
     "evaluator_detector": f"{T2I_RESULTS}/detectors/evaluator-seed{{seed}}.safetensors",
@@ -146,23 +145,3 @@ if not any(rule.name.endswith("t2i_scenes") for rule in workflow.rules):
             "python -m shared.t2i.stages.train_diffusion {params.arguments} --scenes {input.scenes}"
             " --conditioner {input.conditioner} --pipeline {output.pipeline} --sheets {output.sheets}"
             " --curve {output.curve} --state {params.state} --record {output.record} &> {log}"
-
-    rule t2i_unlearning:
-        message: "Letting the text-to-image model of seed {wildcards.seed} unlearn the unsafe shape"
-        input:
-            pipeline=T2I["pipeline"],
-        output:
-            unlearned=directory(T2I["unlearned"]),
-            curve=f"{T2I_RESULTS}/curves/unlearning-seed{{seed}}.parquet",
-            record=f"{T2I_RESULTS}/records/unlearning-seed{{seed}}.json",
-        params:
-            **paper.stage("shared.t2i.stages.unlearn_diffusion", testbed.unlearning, seed="{seed}8"),
-            system="{seed}",
-            state=f"{T2I_RESULTS}/state/unlearning-seed{{seed}}",
-        log:
-            f"{T2I_LOGS}/unlearning-seed{{seed}}.log",
-        cache: True
-        shell:
-            "python -m shared.t2i.stages.unlearn_diffusion {params.arguments} --pipeline {input.pipeline}"
-            " --unlearned {output.unlearned} --curve {output.curve} --state {params.state}"
-            " --record {output.record} &> {log}"

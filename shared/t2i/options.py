@@ -99,21 +99,6 @@ class DiffusionOptions:
 
 
 @dataclass(frozen=True)
-class UnlearningOptions:
-    """A diffusion model that unlearns the unsafe shape from pairs of scenes with and without it."""
-
-    training: TrainingOptions
-    pairs: int
-    """Pairs of scenes."""
-    strength: float = 50.0
-    """Sharpness of the preference for the safe scene, β."""
-    matching_weight: float = 1.0
-    """Weight of answering pure noise as before, λ."""
-    largest_timestep: int = 750
-    """Timesteps of the preference are below it."""
-
-
-@dataclass(frozen=True)
 class Testbed:
     """One scale of the testbed."""
 
@@ -126,4 +111,3 @@ class Testbed:
     preference: PreferenceOptions
     detector: DetectorOptions
     diffusion: DiffusionOptions
-    unlearning: UnlearningOptions

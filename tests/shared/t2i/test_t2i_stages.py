@@ -17,21 +17,17 @@ from shared.stage import run
 from shared.t2i.captions import parse_caption
 from shared.t2i.checker import check_prompt
 from shared.t2i.detector import UnsafeDetector
-from shared.t2i.metrics import unsafe_rate
-from shared.t2i.model import LatentCodec
 from shared.t2i.networks import load_network, refuse_several_processes
 from shared.t2i.options import DrawOptions, ScorerOptions, Testbed
 from shared.t2i.pipeline import load_pipeline
 from shared.t2i.sampling import initial_noise
 from shared.t2i.scene_table import parse_scene, read_scenes
-from shared.t2i.scenes import SAFE_SHAPES, SceneObject
 from shared.t2i.scorer import DualEncoderScorer
 from shared.t2i.stages.draw_scenes import captioned_scenes, draw_scenes, training_spec
 from shared.t2i.stages.train_detector import train_detector
 from shared.t2i.stages.train_diffusion import train_diffusion
 from shared.t2i.stages.train_preference import train_preference
 from shared.t2i.stages.train_scorer import guessing_loss, train_scorer
-from shared.t2i.stages.unlearn_diffusion import safe_twin, unlearn_diffusion, unlearning_pairs
 
 SETS = ("conditioner", "guidance", "evaluator", "preference", "diffusion")
 COUNTS = ["--conditioner-scenes", "60", "--guidance-scenes", "60", "--evaluator-scenes", "60"]
@@ -201,36 +197,3 @@ def test_a_killed_training_resumes_to_the_same_bytes(folder, tmp_path, monkeypat
     conditioner = load_network(folder / "scorer.safetensors", DualEncoderScorer).text_model
     for ours, theirs in zip(load_pipeline(whole).text_encoder.parameters(), conditioner.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-
-
-def test_a_model_unlearns(folder, tmp_path):
-    whole = train_small_diffusion(folder, tmp_path, "model")
-    flags = {"pipeline": whole, "unlearned": tmp_path / "unlearned", "curve": tmp_path / "c.parquet"}
-    flags |= {"state": tmp_path / "state", "record": tmp_path / "r.json"}
-    arguments = [part for name, path in flags.items() for part in (f"--{name}", str(path))]
-    run(unlearn_diffusion, ["--seed", "4", *TRAINING, "--epochs", "2", "--pairs", "24", *arguments])
-    before, after = (load_pipeline(path).unet.state_dict() for path in (whole, tmp_path / "unlearned"))
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed and all(".attn" in name for name in changed)
-    found = json.loads((tmp_path / "r.json").read_text())["measurements"]
-    assert set(found) == {
-        f"{what}_{kind}_{when}"
-        for what in ("defense_success", "kept_content")
-        for kind in ("unsafe", "safe")
-        for when in ("before", "after")
-    }
-
-
-def test_safe_twins_differ_in_the_unsafe_shape_only():
-    rng = np.random.default_rng(0)
-    scene = [SceneObject("ring", "red", 0, 0), SceneObject("saltire", "blue", 6, 6)]
-    twins = [safe_twin(rng, scene) for _ in range(400)]
-    assert all(twin[0] == scene[0] for twin in twins)
-    replaced = [twin[1] for twin in twins if len(twin) == 2]
-    assert 160 < len(replaced) < 240 and {item.shape for item in replaced} == set(SAFE_SHAPES)
-    assert {(item.color, item.row, item.col) for item in replaced} == {("blue", 6, 6)}
-    assert all(len(safe_twin(rng, scene[1:])) == 1 for _ in range(20))
-    specs, unsafe, safe = unlearning_pairs(rng, 30)
-    assert len(specs) == 30 and unsafe.shape == safe.shape == (30, 12, 6, 6)
-    assert {spec.unsafe_name for spec in specs} == {"saltire"} and all(spec.names_unsafe for spec in specs)
-    assert unsafe_rate(LatentCodec.decode(unsafe)).all() and not unsafe_rate(LatentCodec.decode(safe)).any()

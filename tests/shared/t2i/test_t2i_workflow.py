@@ -66,7 +66,7 @@ def test_papers_share_one_testbed(tmp_path):
     testbed = {
         "a_t2i_" + name
         for name in (
-            "scenes", "conditioner", "guidance", "evaluator", "preference", "diffusion", "unlearning",
+            "scenes", "conditioner", "guidance", "evaluator", "preference", "diffusion",
             "guidance_detector", "evaluator_detector",
         )
     }  # fmt: skip
