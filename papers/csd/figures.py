@@ -305,21 +305,21 @@ def sampled_pairs(tables: Tables) -> Figure:
 
 
 def vocabulary_cost(tables: Tables) -> Figure:
-    """Time and peak memory of losses over the vocabulary, in parts of a plain KL loss."""
+    """Time and peak memory of losses over the vocabulary, beside those of a plain KL loss."""
     figure, axes = new_figure(columns=2, width=3.2, height=3.0)
-    for axis, ratio, title in (
-        (axes[0, 0], "time_ratio", "processor time"),
-        (axes[0, 1], "memory_ratio", "peak memory"),
+    logits = tables.cost["tokens"] * tables.cost["vocabulary"]
+    for axis, per_logit, title, unit in (
+        (axes[0, 0], 1e6 * tables.cost["milliseconds"] / logits, "processor time", "nanoseconds per logit"),
+        (axes[0, 1], 1e6 * tables.cost["megabytes"] / logits, "peak memory", "bytes per logit"),
     ):
-        wide = tables.cost.pivot(index="vocabulary", columns="loss", values=ratio)
+        wide = tables.cost.assign(value=per_logit).pivot(index="vocabulary", columns="loss", values="value")
         for method in LABELS:
             if method in wide:
                 axis.plot(wide.index, wide[method], label=LABELS[method], **STYLES[method])
-        axis.axhline(1.0, color="0.3", linewidth=0.9, linestyle=":", label="plain KL")
-        axis.set(title=title, xlabel="vocabulary", xscale="log", ylim=(0, None))
+        axis.plot(wide.index, wide["plain_kl"], color="0.3", linestyle=":", label="plain KL")
+        axis.set(title=title, xlabel="vocabulary", ylabel=unit, xscale="log", ylim=(0, None))
         axis.set_xticks(wide.index, [f"{size:,}" for size in wide.index])
         axis.minorticks_off()
-    axes[0, 0].set_ylabel("in parts of plain KL")
     axes[0, 1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 

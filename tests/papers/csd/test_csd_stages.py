@@ -420,7 +420,9 @@ def test_every_figure_is_drawn_from_one_run_of_each_kind(tmp_path):
     shifted = pd.DataFrame({"method": "dld-S", "shift": [0.0, 1.0], "loss": [0.0, 0.5], "seed": 0})
     exceeded = pd.DataFrame({"model": "teacher", "threshold": [0.01, 0.1], "share": [0.2, 0.1], "seed": 0})
     sampled = pd.DataFrame({"method": "csd-SS", "pairs": [1, 4], "error": [1.0, 0.5], "seed": 0})
-    cost = pd.DataFrame({"loss": "csd-SS", "vocabulary": [10, 20], "time_ratio": 1.0, "memory_ratio": 0.5})
+    cost = pd.DataFrame({"loss": ["csd-SS", "plain_kl"], "vocabulary": 10, "tokens": 3}).assign(
+        milliseconds=1.0, megabytes=0.5
+    )
     tables = Tables(metrics, curves, grid, ranked, shifted, exceeded, sampled, cost)
     captions = (ROOT / "papers/csd/figures.yaml").read_text(encoding="utf-8")
     for name, function in FIGURES.items():
