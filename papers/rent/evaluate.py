@@ -2,7 +2,7 @@
 
 ``accuracy``
     share of the test images, whose labels are clean, that are classified right after the last epoch; its units are
-    the images
+    the images, numbered in the order of the seed's test part
 ``best_accuracy``
     the largest one after any epoch: what early stopping with clean labels would give; no claim rests on it
 ``fit_mislabelled``, ``purity``, ``transition_error``
@@ -41,11 +41,12 @@ def evaluate(
     """Write the metrics and units tables."""
     by_epoch = pd.concat([read_table(path) for path in curves], ignore_index=True)
     correct = pd.concat([read_table(path) for path in predictions], ignore_index=True)
-    unit_rows = correct.rename(columns={"image": "unit"}).assign(
-        paper=paper, scale=scale, metric="accuracy", value=correct["correct"].astype(float)
+    # The same numbers for every seed: they compress to a fifth of those of the images, of which each seed has others.
+    places = correct.groupby(RUN)["image"].rank().astype(int).map("{:05d}".format)
+    unit_rows = correct[RUN].assign(
+        paper=paper, scale=scale, metric="accuracy", unit=places, value=correct["correct"].astype(float)
     )
-    unit_rows["unit"] = unit_rows["unit"].astype(str)
-    unit_table = write_units(units, unit_rows.drop(columns="correct"))
+    unit_table = write_units(units, unit_rows)
     accuracy = aggregate(unit_table)
     others = [curve_metrics(by_epoch), concentration_rank(accuracy)]
     per_seed = pd.concat([accuracy, *[rows.assign(paper=paper, scale=scale) for rows in others]])

@@ -110,6 +110,10 @@ def evaluated(trained, tmp_path_factory):
 def test_evaluation(trained, evaluated):
     metrics, units = read_metrics(evaluated / "metrics"), read_units(evaluated / "units")
     assert set(units["metric"]) == {"accuracy"} and len(units) == 4 * len(METHODS) * 1637
+    assert sorted(units["unit"].unique()) == [f"{place:05d}" for place in range(1, 1638)]
+    mine = units.query("setting == 'sym50' and seed == 4 and method == 'rent/forward'").set_index("unit")["value"]
+    truth = read_table(trained[1] / "predictions").query("method == 'rent/forward'").sort_values("image")
+    assert mine.sort_index().tolist() == truth["correct"].astype(float).tolist()
     curves = read_table(trained[1] / "curves")  # sym50, seed 4
     rows = metrics[(metrics["setting"] == "sym50") & (metrics["seed"] == 4)]
     for name in METHODS:
@@ -218,6 +222,7 @@ def test_large_scales_run_on_small_files(scale, setting, tmp_path):
     changes = {"classifier": ClassifierOptions(architecture, (4, 4, 4, 4)), "epochs": 3, "warmup_epochs": 1}
     options = dataclasses.replace(train, **changes, dual_warmup_epochs=2, batch_size=32)
     methods = ("ce", "rent/forward", "dws:0.1/forward", "rw/dual_t", "rent/cycle")
+    methods = methods[:2] if wide == 100 else methods  # its bottleneck blocks and images are more work
     command = train_command(options, data, tmp_path, methods, setting=setting, seed=0, dataset=settings.data.dataset)
     AcceleratorState._reset_state()  # the precision of an earlier training in this process
     run(stage.train, command)
@@ -226,7 +231,7 @@ def test_large_scales_run_on_small_files(scale, setting, tmp_path):
     assert curves.groupby("method")["epoch"].max().to_dict() == dict.fromkeys(methods, 3)
     assert np.isfinite(curves[["accuracy", "fit_mislabelled", "purity"]]).all(axis=None)
     errors = curves[curves["epoch"] == 3].set_index("method")["transition_error"]
-    assert errors[["rent/forward", "rw/dual_t", "rent/cycle"]].between(0, 1).all() and np.isnan(errors["ce"])
+    assert errors.drop("ce").between(0, 1).all() and np.isnan(errors["ce"])
 
 
 def test_the_papers_hyperparameters():
