@@ -35,6 +35,8 @@ LABELS = {
     "sam+coordinate@data_radius=10": "per coordinate",
 }
 STYLES = method_styles(list(LABELS))
+# Lines are told apart by their style where colours repeat, single points by how much of them is filled.
+FILLS = {"-": "full", "--": "none", "-.": "left"}
 MAIN = ("erm", "sam", "sam+udim", "sam+cross_entropy")
 CORRUPTIONS, LEAVE_ONE_OUT, SINGLE_SOURCE = "corruptions", "leave-one-out", "single-source"
 SETTING_TITLES = {
@@ -58,17 +60,21 @@ class Tables:
 
 
 def levels(tables: Tables) -> Figure:
-    """Accuracy against the level of the corruption."""
+    """Accuracy against the level of the corruption, and the difference to SAM."""
     parts = parts_of(tables, CORRUPTIONS)
     numbers = sorted(int(name.removeprefix("level ")) for name in parts if name.startswith("level "))
     per_level = {number: seed_table(tables, parts[f"level {number}"], "accuracy") for number in numbers}
-    figure, axes = new_figure(width=5.2, height=3.4)
+    figure, axes = new_figure(columns=2, width=3.6, height=3.3)
     for method in (*MAIN, "sam+random", "sam+zero"):
-        values = np.stack([per_level[number][method] for number in numbers], axis=1)
-        line_with_band(axes[0, 0], numbers, values, label=LABELS[method], **STYLES[method])
-    axes[0, 0].set(xlabel="level of the corruption", ylabel="accuracy (%)")
-    axes[0, 0].set_xticks(numbers)
-    axes[0, 0].legend()
+        values, of_sam = (np.stack([per_level[n][name] for n in numbers], axis=1) for name in (method, "sam"))
+        axes[0, 0].plot(numbers, values.mean(axis=0), label=LABELS[method], **STYLES[method])
+        line_with_band(axes[0, 1], numbers, values - of_sam, **STYLES[method])
+    for axis in axes[0]:
+        axis.set_xlabel("level of the corruption")
+        axis.set_xticks(numbers)
+    axes[0, 0].set_ylabel("accuracy (%)")
+    axes[0, 1].set_ylabel("difference to SAM (points)")
+    axes[0, 0].legend(fontsize=7.5)
     return figure
 
 
@@ -120,13 +126,14 @@ def styles(tables: Tables) -> Figure:
                     [place] * len(table), table[method], "o", color=STYLES[method]["color"], alpha=0.3, markersize=3
                 )
             means = [table[method].mean() for table in per_target]
-            look = STYLES[method] | {"linestyle": "none"}
+            look = point_style(method)
             axis.plot(x, means, label=LABELS[method], markersize=6, **look)
         axis.set_xticks(range(len(targets)), [name.replace("_", "\n") for name in targets])
         axis.set(title=SETTING_TITLES[setting], xlabel="target domain")
         axis.grid(visible=False, axis="x")
     axes[0, 0].set_ylabel("accuracy (%)")
-    axes[0, 0].legend(fontsize=7.5)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    axes[0, 1].legend(handles, names)
     return figure
 
 
@@ -185,6 +192,7 @@ def lines(tables: Tables) -> Figure:
                 look = STYLES[method] | {"marker": ""}
                 line_with_band(axis, wide.columns, wide.to_numpy(), label=LABELS[method], **look)
         axis.set(title=title, xlabel="distance along filter-normalised directions", yscale="log")
+        axis.locator_params(axis="x", nbins=5)
     axes[0, 0].set_ylabel("loss (nats)")
     axes[0, 1].legend()
     return figure
@@ -216,7 +224,7 @@ def tuning(tables: Tables) -> Figure:
     figure, axes = new_figure(width=5.2, height=3.6)
     for method in (name for name in LABELS if name in set(tables.grid["method"])):
         rows = tables.grid[tables.grid["method"] == method]
-        look = STYLES[method] | {"linestyle": "none"}
+        look = point_style(method)
         x, y = 100 * rows["source_accuracy"], 100 * rows["unseen_accuracy"]
         axes[0, 0].plot(x, y, label=LABELS[method], markersize=5, alpha=0.6, **look)
         chosen = rows["selected"].to_numpy(dtype=bool)
@@ -246,7 +254,7 @@ def ablation(tables: Tables) -> Figure:
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
     axes[0, 1].set_ylabel(ACCURACY)
-    axes[0, 2].legend(fontsize=7.5)
+    axes[0, 1].legend(fontsize=7.5, loc="lower left")
     return figure
 
 
@@ -256,15 +264,16 @@ def cost(tables: Tables) -> Figure:
     means = rows.groupby("method")[["value", "wall_seconds"]].mean()
     figure, axes = new_figure(width=5.0, height=3.4)
     for method in (name for name in LABELS if name in means.index):
-        look = STYLES[method] | {
-            "linestyle": "none",
-            "fillstyle": "full" if STYLES[method]["linestyle"] == "-" else "none",
-        }
         relative = means.loc[method, "wall_seconds"] / means.loc["erm", "wall_seconds"]
-        axes[0, 0].plot(relative, means.loc[method, "value"], label=LABELS[method], markersize=6, **look)
+        axes[0, 0].plot(relative, means.loc[method, "value"], label=LABELS[method], markersize=6, **point_style(method))
     axes[0, 0].set(xlabel="time of training, in that of ERM", ylabel=ACCURACY)
     axes[0, 0].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
+
+
+def point_style(method: str) -> dict[str, str]:
+    """Look of single points of a method."""
+    return STYLES[method] | {"linestyle": "none", "fillstyle": FILLS[STYLES[method]["linestyle"]]}
 
 
 def varied(candidates: pd.DataFrame, name: str) -> pd.DataFrame:
