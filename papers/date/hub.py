@@ -1,0 +1,154 @@
+"""DATE on a pipeline of the hub, with CLIP models as rewards; processes of accelerate share the prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from diffusers import DDIMScheduler, DiffusionPipeline
+from torch import Tensor
+
+from papers.date.clip_scorer import ClipScorer, load_clip
+from papers.date.drawn import Drawn, Prompt, StepTrace, as_bytes, shown_rows
+from papers.date.methods import embedding_update
+from papers.date.options import HubOptions, SamplerOptions
+from papers.date.variants import Variant, parse_schedules
+from shared.data_order import chunks, generator_for
+from shared.t2i.pipeline_hooks import NetworkStep, embedding_updates
+
+SUPPORTED = ("fixed", "date", "random")
+
+
+class HubBench:
+    """A pipeline with prompts and CLIP scorers; see :class:`papers.date.drawn.Bench`.
+
+    Args:
+        sampler: options of sampling.
+        pipeline: of diffusers, with a U-Net; its safety checker must be off, since it blanks images.
+        scorers: ``guidance``, ``preference`` and ``evaluator``.
+        prompts: what is sampled.
+        seed: of the noise; each prompt has its own.
+    """
+
+    def __init__(
+        self,
+        sampler: SamplerOptions,
+        pipeline: DiffusionPipeline,
+        scorers: dict[str, ClipScorer],
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+    ) -> None:
+        self.sampler, self.pipeline, self.scorers, self.prompts, self.seed = sampler, pipeline, scorers, prompts, seed
+        self.process = PartialState()
+        self.shown = shown_rows(prompts, sampler.shown_per_task)
+        self.schedules = parse_schedules(sampler.schedules, sampler.num_steps)
+
+    def draw(self, variant: Variant, strength: float | None) -> Drawn:
+        """As the protocol says.
+
+        Raises:
+            ValueError: a kind of variant that is not supported here, or the reward on noisy latents.
+        """
+        if variant.kind not in SUPPORTED or variant.scores_noisy or variant.reward not in self.scorers:
+            raise ValueError(f"variant: {variant.name} is not supported on models of the hub")
+        own = np.arange(len(self.prompts))[self.process.process_index :: self.process.num_processes]
+        parts = [self._draw_batch(variant, strength, rows) for rows in chunks(own, self.sampler.batch_size)]
+        return merge_parts(gather_object(parts))
+
+    def _draw_batch(self, variant: Variant, strength: float | None, rows: np.ndarray) -> dict[str, object]:
+        """Rows, scores, steps, images and displacements of a batch, as plain values."""
+        texts = [self.prompts[row].text for row in rows]
+        features = {name: scorer.text_features(texts) for name, scorer in self.scorers.items()}
+        traces: list[StepTrace] = []
+        shown = np.flatnonzero(np.isin(rows, self.shown))
+        with self._updates(variant, strength, rows, features, torch.tensor(shown, dtype=torch.int64), traces):
+            output = self.pipeline(
+                texts,
+                num_inference_steps=round(self.sampler.num_steps * variant.step_factor),
+                guidance_scale=self.sampler.guidance_scale,
+                generator=[generator_for(self.seed, int(row)) for row in rows],
+                output_type="pt",
+            )
+        images = output.images.float()
+        with torch.no_grad():
+            scores = {f"{name}_score": scorer(images, features[name]).double().cpu().numpy()
+                      for name, scorer in self.scorers.items()}  # fmt: skip
+        return {
+            "rows": rows,
+            "scores": scores,
+            "steps": [trace.rows() for trace in traces],
+            "shown": rows[shown],
+            "images": as_bytes(2 * images[shown] - 1).numpy(),
+            "displacements": [torch.stack(trace.displacements).numpy() for trace in traces],
+        }
+
+    def _updates(
+        self,
+        variant: Variant,
+        strength: float | None,
+        rows: np.ndarray,
+        features: dict[str, Tensor],
+        shown: Tensor,
+        traces: list[StepTrace],
+    ) -> AbstractContextManager[None]:
+        """What makes the pipeline's runs within the block the variant, and follows the embedding in its updates."""
+        if variant.kind == "fixed":
+            return nullcontext()
+        scorer = self.scorers[variant.reward]
+
+        def evaluate(images: Tensor) -> Tensor:
+            return scorer(images, features[variant.reward])
+
+        change = embedding_update(variant, strength, evaluate, seed=self.seed, rows=rows.tolist())
+
+        def update(step: NetworkStep, embedding: Tensor, anchor: Tensor) -> Tensor:
+            after = change(step, embedding, anchor)
+            if not traces:
+                traces.append(StepTrace(anchor, shown))
+            traces[0].embedding(step.index, embedding, after)
+            return after
+
+        return embedding_updates(self.pipeline, update, self.schedules[variant.schedule])
+
+
+def merge_parts(parts: list[dict[str, object]]) -> Drawn:
+    """The batches of all processes as one, in the order of the prompts."""
+    order = np.argsort(np.concatenate([part["rows"] for part in parts]))
+    scores = {name: np.concatenate([part["scores"][name] for part in parts])[order] for name in parts[0]["scores"]}
+    steps = [table for part in parts for table in part["steps"]]
+    still = pd.DataFrame({"step": [0], "distance": [0.0], "length": [0.0]})
+    order = np.argsort(np.concatenate([part["shown"] for part in parts]))
+    images = torch.from_numpy(np.concatenate([part["images"] for part in parts])[order])
+    paths = [path for part in parts for path in part["displacements"]]
+    moved = np.concatenate(paths, axis=1)[:, order] if paths else np.zeros((1, len(order), 1), np.float32)
+    return Drawn(scores, {}, images, pd.concat(steps or [still], ignore_index=True), torch.from_numpy(moved))
+
+
+def open_hub(sampler: SamplerOptions, options: HubOptions, prompts: Sequence[Prompt], *, seed: int) -> HubBench:
+    """The models of the options, on this process's GPU where there is one."""
+    device = PartialState().device
+    pipeline = DiffusionPipeline.from_pretrained(
+        options.model, torch_dtype=getattr(torch, options.precision), use_safetensors=True
+    )
+    prepare_pipeline(pipeline, gradient_checkpointing=options.gradient_checkpointing)
+    names = {"guidance": options.guidance, "preference": options.preference, "evaluator": options.evaluator}
+    scorers = {name: load_clip(hub_name).to(device) for name, hub_name in names.items()}
+    return HubBench(sampler, pipeline.to(device), scorers, prompts, seed=seed)
+
+
+def prepare_pipeline(pipeline: DiffusionPipeline, *, gradient_checkpointing: bool) -> None:
+    """Frozen networks, DDIM that ends at the least noise of training, no safety checker and no progress bar."""
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, set_alpha_to_one=False, clip_sample=False)
+    for network in (pipeline.unet, pipeline.vae):
+        network.eval().requires_grad_(False)
+        if gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+    if getattr(pipeline, "safety_checker", None) is not None:
+        pipeline.safety_checker = None
+    pipeline.set_progress_bar_config(disable=True)
