@@ -12,7 +12,7 @@ from shared.diffusion.training import score_matching
 MEANS = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
 UNBIASED = GaussianMixture(MEANS, 0.4, torch.tensor([0.5, 0.5]))
 BIASED = GaussianMixture(MEANS, 0.4, torch.tensor([0.8, 0.2]))
-OBSERVED = GaussianMixture(MEANS, 0.4, torch.tensor([0.65, 0.35]))
+OBSERVED = GaussianMixture(MEANS, 0.4, (UNBIASED.weights + BIASED.weights) / 2)
 
 
 def noisy_logit(x, sigma):
