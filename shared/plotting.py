@@ -117,6 +117,12 @@ def method_styles(methods: Sequence[str]) -> dict[str, dict[str, str]]:
     return styles
 
 
+def point_style(style: Mapping[str, str]) -> dict[str, str]:
+    """A style of :func:`method_styles` for single points: no line, and what its line style told, its filling tells."""
+    filling = dict(zip(LINESTYLES, ("full", "none", "left", "right"), strict=True))
+    return {**style, "linestyle": "none", "fillstyle": filling[style["linestyle"]]}
+
+
 def save_figure(figure: Figure, *paths: Path) -> None:
     """Save a figure to every path, in the format of its suffix (.png or .pdf), atomically and free of time stamps.
 

@@ -14,13 +14,14 @@ was in, and at the end gathers the tables of all::
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from shared.artifacts import read_record
 from shared.tables import read_table
 
 FINISHED = "finished.json"
@@ -68,3 +69,18 @@ class RunFolders:
             if path.exists():
                 parts.append(read_table(path).assign(**columns(name)))
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(columns(self.names[0])))
+
+
+def run_seconds(records: Iterable[Path]) -> pd.DataFrame:
+    """Time of every run of several jobs: setting, seed, method (the run's name), wall_seconds.
+
+    Args:
+        records: of jobs with the options ``setting`` and ``seed``, whose measurement ``seconds`` holds every run's.
+    """
+    rows = []
+    for path in records:
+        record = read_record(path)
+        label = {name: record["options"][name] for name in ("setting", "seed")}
+        times = record["measurements"]["seconds"]
+        rows += [{**label, "method": name, "wall_seconds": seconds} for name, seconds in times.items()]
+    return pd.DataFrame(rows, columns=["setting", "seed", "method", "wall_seconds"])

@@ -42,9 +42,9 @@ import numpy as np
 import pandas as pd
 
 from papers.bpo.options import PREFERRED, SFT, EvaluationOptions
-from shared.artifacts import read_record
 from shared.lm.diversity import distinct_n, self_bleu
 from shared.results import aggregate, write_metrics, write_units
+from shared.run_by_run import run_seconds
 from shared.stage import Input, Output, run
 from shared.statistics import frontier_weights
 from shared.tables import read_table, write_table
@@ -91,7 +91,7 @@ def evaluate(
     write_table(held_out, spread)
     others = [described, training_metrics(steps, options.final_steps), margin_metrics(spread)]
     per_seed = pd.concat([aggregate(unit_table), pd.concat(others).assign(paper=paper, scale=scale)])
-    wall = pd.DataFrame(run_times(records))
+    wall = run_seconds(records)
     per_seed = per_seed.drop(columns="wall_seconds").merge(wall, on=["setting", "seed", "method"], how="left")
     write_metrics(metrics, per_seed)
 
@@ -263,19 +263,6 @@ def tabular(gaps: Input) -> pd.DataFrame:
     table = read_table(gaps, ("seed", "problem", "loss", "gap"))
     renamed = table.rename(columns={"problem": "unit", "loss": "method", "gap": "value"})
     return renamed.assign(unit=renamed["unit"].astype(str), setting=TABULAR, metric="optimality_gap")
-
-
-def run_times(records: tuple[Input, ...]) -> list[dict[str, object]]:
-    """Seconds of every method from the optimisation records: setting, seed, method, wall_seconds."""
-    rows = []
-    for path in records:
-        record = read_record(path)
-        label = {name: record["options"][name] for name in ("setting", "seed")}
-        rows += [
-            {**label, "method": method, "wall_seconds": seconds}
-            for method, seconds in record["measurements"]["seconds"].items()
-        ]
-    return rows
 
 
 if __name__ == "__main__":

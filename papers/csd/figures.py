@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from shared.plotting import PALETTE, draw_figure, line_with_band, method_styles, new_figure
+from shared.plotting import PALETTE, draw_figure, line_with_band, method_styles, new_figure, point_style
 from shared.results import read_metrics
 from shared.stage import Input, Output, run
 from shared.tables import read_table
@@ -39,8 +39,6 @@ LABELS = {
     "teacher": "teacher",
 }
 STYLES = method_styles(list(LABELS))
-# Lines are told apart by their style where colours repeat, single points by how much of them is filled.
-FILLS = {"-": "full", "--": "none", "-.": "left"}
 SETTINGS = {"imitkd": "ImitKD", "gkd": "GKD", "distillm": "DistiLLM"}
 ROUGE, SELF_BLEU = "ROUGE-L (× 100)", "Self-BLEU (× 100), lower is more diverse"
 
@@ -66,7 +64,7 @@ def fidelity_diversity(tables: Tables) -> Figure:
     rouge, bleu = (seed_table(tables, "off-policy", metric) for metric in ("rouge_l", "self_bleu"))
     for method in LABELS:
         if method in rouge and method != "teacher":
-            look = STYLES[method] | {"linestyle": "none", "fillstyle": FILLS[STYLES[method]["linestyle"]]}
+            look = point_style(STYLES[method])
             axis.plot(bleu[method], rouge[method], alpha=0.3, markersize=3, **look)
             axis.plot(bleu[method].mean(), rouge[method].mean(), label=LABELS[method], markersize=7, **look)
     path = temperature_path(rouge)

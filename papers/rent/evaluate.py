@@ -19,8 +19,8 @@ import math
 
 import pandas as pd
 
-from shared.artifacts import read_record
 from shared.results import aggregate, write_metrics, write_units
+from shared.run_by_run import run_seconds
 from shared.stage import Input, Output, run
 from shared.tables import read_table
 
@@ -50,7 +50,7 @@ def evaluate(
     accuracy = aggregate(unit_table)
     others = [curve_metrics(by_epoch), concentration_rank(accuracy)]
     per_seed = pd.concat([accuracy, *[rows.assign(paper=paper, scale=scale) for rows in others]])
-    wall = pd.DataFrame(run_times(records))
+    wall = run_seconds(records)
     write_metrics(metrics, per_seed.drop(columns="wall_seconds").merge(wall, on=RUN, how="left"))
 
 
@@ -83,19 +83,6 @@ def concentrations(methods: list[str]) -> dict[str, float]:
     grid = {name: float(name.removeprefix("dws:").removesuffix("/forward")) for name in members}
     inner = {name: alpha for name, alpha in grid.items() if 0 < alpha < math.inf}
     return dict(sorted(inner.items(), key=lambda item: item[1]))
-
-
-def run_times(records: tuple[Input, ...]) -> list[dict[str, object]]:
-    """Seconds of every training: setting, seed, method, wall_seconds; methods side by side share them equally."""
-    rows = []
-    for path in records:
-        record = read_record(path)
-        label = {name: record["options"][name] for name in ("setting", "seed")}
-        rows += [
-            {**label, "method": method, "wall_seconds": seconds}
-            for method, seconds in record["measurements"]["seconds"].items()
-        ]
-    return rows
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ import numpy as np
 import pandas as pd
 
 from papers.udim.options import SOURCE
-from shared.artifacts import read_record
 from shared.results import aggregate, metrics_table, write_metrics, write_units
+from shared.run_by_run import run_seconds
 from shared.stage import Input, Output, run
 from shared.tables import read_table, write_table
 
@@ -60,7 +60,7 @@ def evaluate(
     tested = aggregate(unit_table).drop(columns=["wall_seconds", "cost"])
     others = pd.concat([accuracy_rows(measured), run_rows(_table(runs)), landscape_rows(shape)], ignore_index=True)
     rows = pd.concat([tested, others.assign(**label)], ignore_index=True)
-    write_metrics(metrics, metrics_table(rows.merge(_seconds(records), on=_RUN, how="left")))
+    write_metrics(metrics, metrics_table(rows.merge(run_seconds(records), on=_RUN, how="left")))
 
 
 def unit_rows(images: pd.DataFrame) -> pd.DataFrame:
@@ -121,16 +121,6 @@ def landscape_rows(landscape: pd.DataFrame) -> pd.DataFrame:
 
 def _table(paths: tuple[Input, ...]) -> pd.DataFrame:
     return pd.concat([read_table(path) for path in paths], ignore_index=True).rename(columns={"run": "method"})
-
-
-def _seconds(records: tuple[Input, ...]) -> pd.DataFrame:
-    """Time of the training steps of each run, from the records of the jobs."""
-    rows = []
-    for path in records:
-        record = read_record(path)
-        setting, seed = record["options"]["setting"], record["options"]["seed"]
-        rows += [(setting, name, seed, value) for name, value in record["measurements"]["seconds"].items()]
-    return pd.DataFrame(rows, columns=[*_RUN, "wall_seconds"])
 
 
 if __name__ == "__main__":

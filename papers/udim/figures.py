@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from papers.udim.options import SOURCE, UNSEEN
-from shared.plotting import draw_figure, line_with_band, method_styles, new_figure
+from shared.plotting import draw_figure, line_with_band, method_styles, new_figure, point_style
 from shared.results import read_metrics
 from shared.stage import Input, Output, run
 from shared.tables import read_table
@@ -35,8 +35,6 @@ LABELS = {
     "sam+coordinate@data_radius=10": "per coordinate",
 }
 STYLES = method_styles(list(LABELS))
-# Lines are told apart by their style where colours repeat, single points by how much of them is filled.
-FILLS = {"-": "full", "--": "none", "-.": "left"}
 MAIN = ("erm", "sam", "sam+udim", "sam+cross_entropy")
 CORRUPTIONS, LEAVE_ONE_OUT, SINGLE_SOURCE = "corruptions", "leave-one-out", "single-source"
 SETTING_TITLES = {
@@ -126,7 +124,7 @@ def styles(tables: Tables) -> Figure:
                     [place] * len(table), table[method], "o", color=STYLES[method]["color"], alpha=0.3, markersize=3
                 )
             means = [table[method].mean() for table in per_target]
-            look = point_style(method)
+            look = point_style(STYLES[method])
             axis.plot(x, means, label=LABELS[method], markersize=6, **look)
         axis.set_xticks(range(len(targets)), [name.replace("_", "\n") for name in targets])
         axis.set(title=SETTING_TITLES[setting], xlabel="target domain")
@@ -224,7 +222,7 @@ def tuning(tables: Tables) -> Figure:
     figure, axes = new_figure(width=5.2, height=3.6)
     for method in (name for name in LABELS if name in set(tables.grid["method"])):
         rows = tables.grid[tables.grid["method"] == method]
-        look = point_style(method)
+        look = point_style(STYLES[method])
         x, y = 100 * rows["source_accuracy"], 100 * rows["unseen_accuracy"]
         axes[0, 0].plot(x, y, label=LABELS[method], markersize=5, alpha=0.6, **look)
         chosen = rows["selected"].to_numpy(dtype=bool)
@@ -265,15 +263,12 @@ def cost(tables: Tables) -> Figure:
     figure, axes = new_figure(width=5.0, height=3.4)
     for method in (name for name in LABELS if name in means.index):
         relative = means.loc[method, "wall_seconds"] / means.loc["erm", "wall_seconds"]
-        axes[0, 0].plot(relative, means.loc[method, "value"], label=LABELS[method], markersize=6, **point_style(method))
+        axes[0, 0].plot(
+            relative, means.loc[method, "value"], label=LABELS[method], markersize=6, **point_style(STYLES[method])
+        )
     axes[0, 0].set(xlabel="time of training, in that of ERM", ylabel=ACCURACY)
     axes[0, 0].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
-
-
-def point_style(method: str) -> dict[str, str]:
-    """Look of single points of a method."""
-    return STYLES[method] | {"linestyle": "none", "fillstyle": FILLS[STYLES[method]["linestyle"]]}
 
 
 def varied(candidates: pd.DataFrame, name: str) -> pd.DataFrame:

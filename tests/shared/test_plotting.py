@@ -18,6 +18,7 @@ from shared.plotting import (
     method_styles,
     new_figure,
     plot_claims,
+    point_style,
     save_figure,
 )
 
@@ -139,3 +140,9 @@ def test_a_figure_is_drawn_by_its_name(tmp_path):
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG" and (tmp_path / "curve.pdf").exists()
     with pytest.raises(InputError, match="figure 'bars': there is none; there are: curve"):
         draw_figure({"curve": titled}, "bars", "", tmp_path / "bars.png")
+
+
+def test_points_of_two_methods_with_one_colour_differ():
+    styles = method_styles([str(number) for number in range(28)])
+    looks = {tuple(sorted(point_style(style).items())) for style in styles.values()}
+    assert len(looks) == 28 and {dict(look)["linestyle"] for look in looks} == {"none"}

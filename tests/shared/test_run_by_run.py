@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 from shared.files import write_json
-from shared.run_by_run import FINISHED, RunFolders
+from shared.run_by_run import FINISHED, RunFolders, run_seconds
 from shared.tables import write_table
 
 
@@ -42,3 +42,16 @@ def test_a_run_may_lack_a_table_and_all_may(tmp_path):
             write_table(folder / "curves.parquet", pd.DataFrame({"step": [1]}))
     assert runs.gather("curves")["run"].tolist() == ["b"]
     assert runs.gather("margins").columns.tolist() == ["run"] and runs.gather("margins").empty
+
+
+def test_seconds_of_runs_come_from_the_records_of_their_jobs(tmp_path):
+    for seed in (0, 1):
+        options = {"setting": "noisy", "seed": seed, "other": 1}
+        times = {"a": 1.5 + seed, "b": 2.0}
+        record = {"options": options, "measurements": {"seconds": times}, "outputs": {}}
+        write_json(tmp_path / f"{seed}.json", record)
+    found = run_seconds([tmp_path / "0.json", tmp_path / "1.json"])
+    assert found.columns.tolist() == ["setting", "seed", "method", "wall_seconds"]
+    assert found.to_numpy().tolist() == [
+        ["noisy", 0, "a", 1.5], ["noisy", 0, "b", 2.0], ["noisy", 1, "a", 2.5], ["noisy", 1, "b", 2.0]
+    ]  # fmt: skip
