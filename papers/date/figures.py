@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -37,6 +39,16 @@ LABELS = {
     "date-noisy": "on noisy latents",
     "date-preference": "preference reward",
     "date-plain": "plain reward",
+}
+SCHEDULES = {
+    "first": "1st quarter",
+    "second": "2nd quarter",
+    "third": "3rd quarter",
+    "fourth": "4th quarter",
+    "every2": "every 2nd",
+    "every5": "every 5th",
+    "every10": "every 10th",
+    "late": "a fifth, late",
 }
 # Methods of the image grid, and of the figures by task and along sampling, in their order.
 SHOWN = ("fixed", "fixed-x2.5", "random", "universal", "ebca", "date-raw", "date", "date-preference")
@@ -87,7 +99,7 @@ def label(method: str) -> str:
     """A variant in words."""
     kind, _, schedule = method.partition("/")
     name = LABELS.get(kind, kind)
-    return name if schedule in ("", "all") else f"{name}, {schedule}"
+    return name if schedule in ("", "all") else f"{name}, {SCHEDULES.get(schedule, schedule)}"
 
 
 def colour(method: str) -> str:
@@ -102,7 +114,7 @@ def samples(tables: Tables) -> Figure:
     shown = tables.scores[tables.scores["shown"] & (tables.scores["seed"] == tables.scores["seed"].min())]
     prompts = shown.drop_duplicates("unit").sort_values("unit", key=lambda unit: unit.astype(int))
     gold = shown.pivot(index="unit", columns="variant", values="gold") if "gold" in shown else None
-    figure, axes = new_figure(len(prompts), len(columns), width=0.82, height=0.86)
+    figure, axes = new_figure(len(prompts), len(columns), width=0.82, height=0.72)
     for row, (unit, text) in enumerate(zip(prompts["unit"], prompts["prompt"], strict=True)):
         for column, name in enumerate(columns):
             panel = axes[row, column]
@@ -148,6 +160,7 @@ def cost(tables: Tables) -> Figure:
             points = {name: (costs.loc[name, axis], means[name]) for name in means.index}
             for name, point in points.items():
                 panel.plot(*point, "o", color=colour(name), markersize=5)
+            panel.margins(x=0.18, y=0.1)
             limits = panel.get_xlim(), panel.get_ylim()
             for name, point in points.items():
                 if _stands_alone(name, points, limits):
@@ -156,7 +169,6 @@ def cost(tables: Tables) -> Figure:
             fixed = [name for name in means.index if name.startswith("fixed")]
             line = sorted(points[name] for name in fixed)
             panel.plot(*np.array(line).T, color=BLACK, linewidth=0.8, linestyle="--")
-            panel.margins(x=0.18, y=0.1)
         panels[0].set_ylabel(SCORES[metric])
     axes[-1, 0].set_xlabel("evaluations per image (backward counts twice)")
     axes[-1, 1].set_xlabel("time, in parts of the fixed embedding's")
@@ -167,7 +179,12 @@ def _stands_alone(name: str, points: dict[str, tuple[float, float]], limits: tup
     """Whether no other point is so close that labels would cover each other."""
     extent = np.array([high - low for low, high in limits])
     offsets = (np.array([point for other, point in points.items() if other != name]) - points[name]) / extent
-    return not (np.abs(offsets) < (0.16, 0.03)).all(axis=1).any()
+    return not (np.abs(offsets) < (0.2, 0.04)).all(axis=1).any()
+
+
+def _whole_numbers(*scales: Axis) -> None:
+    for scale in scales:
+        scale.set_major_locator(MaxNLocator(integer=True))
 
 
 def strengths(tables: Tables) -> Figure:
@@ -184,7 +201,7 @@ def strengths(tables: Tables) -> Figure:
             for position, name in enumerate(member for member in members if member in names):
                 shade = (VERMILION, SKY, BLUE)[position % 3] if "/" in name else colour(name)
                 rows = tables.trials[tables.trials["variant"] == name].set_index("strength")[metric].sort_index()
-                panel.plot(rows, color=shade, marker="o", label=name.replace("date/", "DATE, "))
+                panel.plot(rows, color=shade, marker="o", label=label(name) + ", all" * name.endswith("/all"))
                 if name in chosen:
                     ring = {"color": shade, "markersize": 10, "fillstyle": "none"}
                     panel.plot(chosen[name], rows[chosen[name]], "o", **ring)
@@ -192,6 +209,8 @@ def strengths(tables: Tables) -> Figure:
             if metric == metrics[-1]:
                 panel.set_xlabel(axis)
         panels[0].set_ylabel(titles[metric])
+        best = tables.trials[metric].max()
+        panels[0].set_ylim(best - 0.2, best + 0.03)
     axes[0, 0].legend()
     return figure
 
@@ -210,13 +229,15 @@ def schedules(tables: Tables) -> Figure:
             style = {"color": BLUE if name.endswith("late") else VERMILION}
             panels[0].plot([updates[name]] * len(gain), gain[name], ".", alpha=0.5, **style)
             panels[0].plot(updates[name], gain[name].mean(), "D", **style)
-            panels[0].annotate(name.partition("/")[2], (updates[name], gain[name].mean()), xytext=(5, 3),
-                               textcoords="offset points", fontsize=7)  # fmt: skip
+            place = {"xytext": (5, 3), "textcoords": "offset points", "fontsize": 7}
+            text = SCHEDULES.get(name.partition("/")[2], "all")
+            panels[0].annotate(text, (updates[name], gain[name].mean()), **place)
         line_with_band(panels[1], range(len(windows)), gain[windows].to_numpy(), color=VERMILION, marker="o")
         for panel in panels:
             panel.axhline(0, color="0.5", linewidth=0.8, linestyle="--")
         panels[0].set_ylabel(f"gain, {SCORES[metric]}")
         panels[1].set_xticks(range(len(windows)), [name.partition("/")[2] for name in windows])
+        panels[0].margins(x=0.15)
     axes[-1, 0].set_xlabel("steps with an update")
     axes[-1, 1].set_xlabel("quarter of the steps in which it updates")
     return figure
@@ -233,6 +254,7 @@ def along_sampling(tables: Tables) -> Figure:
         for panel, column in zip(axes[0], ("reward", "distance"), strict=True):
             wide = rows.pivot(index="seed", columns="step", values=column)
             line_with_band(panel, wide.columns, wide.to_numpy(), label=label(name), color=shade, marker="")
+    _whole_numbers(*(panel.xaxis for panel in axes[0]))
     axes[0, 0].set(xlabel="step", ylabel="reward of the clean prediction")
     axes[0, 1].set(xlabel="step", ylabel="distance from the prompt's embedding")
     axes[0, 0].legend(fontsize=7)
@@ -242,7 +264,7 @@ def along_sampling(tables: Tables) -> Figure:
 def directions(tables: Tables) -> Figure:
     """Cosine between updates of the embedding in two steps."""
     present = set(tables.directions["variant"])
-    names = [name for name in ("date/all", "date-anchor/all", "random/all") if name in present]
+    names = [name for name in ("date/all", "date-raw/all", "random/all") if name in present]
     figure, axes = new_figure(columns=len(names), width=3.1, height=2.8)
     for panel, name in zip(axes[0], names, strict=True):
         rows = tables.directions[tables.directions["variant"] == name]
@@ -252,6 +274,7 @@ def directions(tables: Tables) -> Figure:
         below = (grid.to_numpy()[np.triu_indices(len(grid), 1)] < 0.1).mean()
         panel.set_title(f"{label(name)}: below 0.1 in {below:.0%}", fontsize=8)
         panel.set(xlabel="step", ylabel="step")
+        _whole_numbers(panel.xaxis, panel.yaxis)
         panel.grid(visible=False)
     figure.colorbar(image, ax=axes[0].tolist(), shrink=0.8, label="cosine")
     return figure
@@ -295,7 +318,7 @@ def tasks(tables: Tables) -> Figure:
         panel.set_xticks(range(len(kinds)), [kind.replace("_", "\n") for kind in kinds])
         panel.set_xlabel("kind of prompt")
         panel.set_ylabel(SCORES[metric])
-    axes[0, -1].legend(fontsize=7, loc="lower left")
+    axes[0, -1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

@@ -23,6 +23,7 @@ from papers.date.drawn import Bench, Drawn, direction_cosines, principal_paths
 from papers.date.options import SamplerOptions, ScenePromptOptions
 from papers.date.testbed import open_testbed
 from papers.date.variants import evaluations_per_image, parse_schedules, parse_variant
+from shared.progress import Progress
 from shared.stage import Input, Output, run
 from shared.tables import read_table, write_table
 
@@ -38,14 +39,16 @@ def draw_all(
     schedules = parse_schedules(sampler.schedules, sampler.num_steps)
     found: dict[str, Drawn] = {}
     measured: dict[str, Any] = {"strength": {}, "seconds": {}, "evaluations": {}, "sets": {}}
-    for variant in map(parse_variant, variants):
-        started = time.perf_counter()
-        drawn = found[variant.name] = bench.draw(variant, strengths.get(variant.name))
-        measured["seconds"][variant.name] = round(time.perf_counter() - started, 3)
-        measured["strength"][variant.name] = strengths.get(variant.name)
-        updates = len(schedules.get(variant.schedule, ()))
-        measured["evaluations"][variant.name] = evaluations_per_image(variant, sampler.num_steps, updates)
-        measured["sets"][variant.name] = drawn.sets
+    with Progress(len(variants), "sampling") as progress:
+        for variant in map(parse_variant, variants):
+            started = time.perf_counter()
+            drawn = found[variant.name] = bench.draw(variant, strengths.get(variant.name))
+            measured["seconds"][variant.name] = round(time.perf_counter() - started, 3)
+            measured["strength"][variant.name] = strengths.get(variant.name)
+            updates = len(schedules.get(variant.schedule, ()))
+            measured["evaluations"][variant.name] = evaluations_per_image(variant, sampler.num_steps, updates)
+            measured["sets"][variant.name] = drawn.sets
+            progress.update()
     return found, measured
 
 

@@ -13,7 +13,7 @@ from shared.tables import read_table, write_table
 
 def best_strengths(trials: pd.DataFrame, criterion: str) -> dict[str, float]:
     """The strength of each tried variant with the highest criterion; of equals, the least."""
-    ordered = trials.sort_values("strength")
+    ordered = trials.sort_values("strength", ignore_index=True)
     best = ordered.loc[ordered.groupby("variant")[criterion].idxmax()]
     return dict(zip(best["variant"], best["strength"], strict=True))
 

@@ -94,6 +94,8 @@ def test_selection_takes_the_highest_and_of_equals_the_least():
         {"variant": ["ebca"] * 3, "strength": [3.0, 1.0, 2.0], "gold": [0.5, 0.4, 0.5], "step_length": 0.0}
     )
     assert select.best_strengths(trials, "gold") == {"ebca": 2.0}
+    other = pd.DataFrame({"variant": "universal", "strength": [5.0, 6.0, 7.0], "gold": [0.1, 0.3, 0.2]})
+    assert select.best_strengths(pd.concat([trials, other]), "gold") == {"ebca": 2.0, "universal": 6.0}
     with pytest.raises(ValueError, match="need some of date/all for date/first"):
         select.strengths_of(("date/first",), trials, SelectOptions("gold", "date/all"))
 
@@ -203,6 +205,6 @@ def write_trials(folder):
 
 
 def test_labels():
-    assert figures.label("date/all") == "DATE" and figures.label("date/late") == "DATE, late"
+    assert figures.label("date/all") == "DATE" and figures.label("date/late") == "DATE, a fifth, late"
     assert figures.label("fixed-x2.5") == "fixed, 2.5 × steps"
     assert figures.colour("date-raw/all") == figures.SKY and figures.colour("fixed-x2") == figures.BLACK

@@ -1,0 +1,72 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from papers.date import figures
+from papers.date.hub import SUPPORTED
+from papers.date.options import Scale
+from papers.date.variants import parse_variant
+from shared.claims import read_paper
+from shared.options import read_scale
+from shared.pages import read_captions
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+PAPER = REPOSITORY / "papers" / "date"
+SCALES = ("smoke", "small", "paper", "paper_sdxl")
+
+
+def settings_of(scale: str) -> Scale:
+    return read_scale(PAPER / "config.yaml", scale, Scale)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scale_is_consistent(scale):
+    settings = settings_of(scale)
+    assert len(set(settings.variants)) == len(settings.variants)
+    assert "fixed" in settings.variants
+    assert set(settings.figures) <= set(figures.FIGURES) == set(read_captions(PAPER / "figures.yaml"))
+    paper = read_paper(PAPER / "paper.yaml")
+    assert set(settings.variants) <= set(paper.methods)
+    if settings.hub:
+        kinds = [parse_variant(name) for name in settings.variants]
+        assert all(each.kind in SUPPORTED and each.reward != "plain" and not each.scores_noisy for each in kinds)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_claims_ask_for_what_the_scale_measures(scale):
+    settings, made = settings_of(scale), 0
+    measured = {"evaluator_score", "preference_score"}
+    if settings.scenes:
+        measured |= {"gold", "frechet_distance"}
+    for claim in read_paper(PAPER / "paper.yaml").claims:
+        for test in (*claim.guards, *claim.tests):
+            if test.scales is None or scale in test.scales:
+                made += 1
+                for method, setting, metric in test.series:
+                    assert method in settings.variants, f"{claim.id}, {test.name}: {method}"
+                    assert setting == "all" and metric in measured, f"{claim.id}, {test.name}"
+    assert made >= 8
+
+
+def test_the_paper_scale_is_the_papers():
+    settings = settings_of("paper")
+    assert (settings.sampler.num_steps, settings.sampler.guidance_scale) == (50, 8.0)
+    assert "every10=0:50:10" in settings.sampler.schedules and 0.5 in settings.tune.step_sizes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_dag_builds(scale, tmp_path):
+    prompts = settings_of(scale).prompts
+    target = f"papers/date/results/{scale}/metrics.parquet"
+    command = [sys.executable, "-m", "snakemake", target, "-n", "--nolock", "--rerun-incomplete"]
+    built = subprocess.run(
+        [*command, "--config", f"scale={scale}"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    text = built.stdout + built.stderr
+    if prompts and not (REPOSITORY / prompts).exists():
+        assert prompts in text and "MissingInputException" in text
+    else:
+        assert built.returncode == 0, text[-3000:]
