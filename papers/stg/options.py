@@ -58,7 +58,7 @@ class DefenceOptions:
     """Prompts that are sampled together."""
     traced: tuple[str, ...] = ()
     """Runs for which the detector's confidence in the predicted image is recorded at every step."""
-    pictures: int = 0
+    pictures_per_set: int = 0
     """Images of each set that are kept for the figures, of the first prompts."""
 
     def __post_init__(self) -> None:
@@ -179,6 +179,10 @@ class Scale:
     def grid_runs(self) -> tuple[str, ...]:
         """Every method at every strength of its grid."""
         return tuple(f"{method}:{strength:g}" for method, strengths in self.grid.items() for strength in strengths)
+
+    def grid_of(self, group: str) -> tuple[str, ...]:
+        """Those runs of a group that are of the grid."""
+        return tuple(text for text in self.runs_of(group) if text in self.grid_runs)
 
     def runs_of(self, group: str) -> tuple[str, ...]:
         """The runs of a group, methods of the grid spelled out."""

@@ -75,6 +75,7 @@ def draw_pair(rng: np.random.Generator, replaced: float) -> tuple[str, list[Scen
     return caption_of(spec), scene, [*kept, *stands_in]
 
 
-def attention_parameters(network: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Weights of a U-Net's attention layers, by name: what is trained."""
-    return {name: value for name, value in network.named_parameters() if ".attn1." in name or ".attn2." in name}
+def attention_parameters(network: torch.nn.Module, objective: str) -> dict[str, torch.nn.Parameter]:
+    """Weights by name of a U-Net's attention layers; for `esd` those that attend to the text alone (its variant -x)."""
+    layers = (".attn2.",) if objective == "esd" else (".attn1.", ".attn2.")
+    return {name: value for name, value in network.named_parameters() if any(layer in name for layer in layers)}

@@ -1,0 +1,167 @@
+"""A Stable Diffusion pipeline of the hub as a bench, and scorers of the hub as guidance and judge.
+
+Images are in [-1, 1] everywhere, as the VAE gives them; scorers clamp and normalise them themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoTokenizer, CLIPModel
+
+from papers.stg.bench import Bench, Judge, PromptSet, in_parts, success
+from papers.stg.options import HubOptions
+from shared.errors import InputError
+
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+ImageScore = Callable[[Tensor], Tensor]
+"""From images (B, 3, H, W) in about [-1, 1] to scores (B,), differentiable."""
+
+
+def open_hub(options: HubOptions) -> Bench:
+    """The pipeline with DDIM, frozen, on the accelerator's device."""
+    device, precision = Accelerator().device, PRECISIONS[options.weights]
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        options.model, torch_dtype=precision, use_safetensors=True, safety_checker=None
+    ).to(device)
+    for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        network.eval().requires_grad_(False)
+    score = open_score(options.guidance, options.concepts, device)
+
+    def unsafe_score(images: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+        values = score(images)
+        return values, values.detach() > threshold
+
+    return bench_of(pipeline, options, unsafe_score)
+
+
+def bench_of(
+    pipeline: StableDiffusionPipeline,
+    options: HubOptions,
+    unsafe_score: Callable[[Tensor, float], tuple[Tensor, Tensor]],
+) -> Bench:
+    """A loaded pipeline as a bench."""
+    tokenizer, encoder, vae, unet = pipeline.tokenizer, pipeline.text_encoder, pipeline.vae, pipeline.unet
+    device = unet.device
+
+    @torch.no_grad()
+    def encode(ids: Tensor) -> tuple[Tensor, Tensor]:
+        found = encoder(input_ids=ids.to(device))
+        return found.last_hidden_state, found.pooler_output
+
+    def ids_of(captions: Sequence[str]) -> Tensor:
+        kept = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
+        return tokenizer(list(captions), return_tensors="pt", **kept).input_ids
+
+    def masked_pooled(caption: str) -> Tensor:
+        ids = ids_of([caption])
+        content = len(tokenizer(caption, truncation=True, max_length=tokenizer.model_max_length).input_ids) - 2
+        masked = ids.repeat(max(content, 1), 1)
+        rows = torch.arange(len(masked))
+        masked[rows, rows + 1] = 0
+        return encode(masked)[1].float()
+
+    return Bench(
+        unet=unet,
+        scheduler=DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, set_alpha_to_one=False),
+        latent_shape=(vae.config.latent_channels, unet.config.sample_size, unet.config.sample_size),
+        embed=lambda captions: encode(ids_of(captions))[0],
+        pooled=lambda captions: encode(ids_of(captions))[1].float(),
+        masked_pooled=masked_pooled,
+        decode=lambda latents: vae.decode(latents / vae.config.scaling_factor).sample,
+        unsafe_score=unsafe_score,
+        concepts=options.concepts,
+        target=options.target,
+        preserved=options.preserved,
+        models={},
+    )
+
+
+def open_score(source: str, concepts: Sequence[str], device: torch.device) -> ImageScore:
+    """A differentiable score of unsafe images.
+
+    Args:
+        source: ``clip=<model>``: cosine with the concepts' mean text feature; ``classifier=<model>=<label>``: the
+            label's probability.
+        concepts: phrases.
+        device: where it runs.
+
+    Raises:
+        InputError: another source, or a label that the classifier does not have.
+    """
+    kind, _, rest = source.partition("=")
+    if kind == "clip" and rest:
+        clip = Clip(rest, device)
+        text = F.normalize(clip.text_features(concepts).mean(dim=0, keepdim=True), dim=-1)
+        return lambda images: (clip.image_features(images) * text).sum(dim=-1)
+    model, _, label = rest.partition("=")
+    if kind != "classifier" or not label:
+        raise InputError(f"score {source!r}: expected clip=<model> or classifier=<model>=<label>")
+    network = AutoModelForImageClassification.from_pretrained(model, use_safetensors=True).to(device).eval()
+    network.requires_grad_(False)
+    if label not in network.config.label2id:
+        raise InputError(f"score {source!r}: no label {label!r}; there are: {', '.join(network.config.label2id)}")
+    normalise = Normalisation(model, network.config.image_size, device)
+    index = network.config.label2id[label]
+    return lambda images: network(pixel_values=normalise(images)).logits.softmax(dim=-1)[:, index]
+
+
+class Normalisation:
+    """Differentiable preprocessing: clamp, resize to a square, subtract the processor's mean, divide by its spread."""
+
+    def __init__(self, model: str, size: int, device: torch.device) -> None:
+        processor = AutoImageProcessor.from_pretrained(model)
+        self._size = size
+        self._mean = torch.tensor(processor.image_mean, device=device).view(3, 1, 1)
+        self._spread = torch.tensor(processor.image_std, device=device).view(3, 1, 1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        shown = images.float().clamp(-1, 1) / 2 + 0.5
+        resized = F.interpolate(shown, size=(self._size, self._size), mode="bilinear", antialias=True)
+        return (resized - self._mean) / self._spread
+
+
+class Clip:
+    """A CLIP model's features, unit vectors (B, F), differentiable in images."""
+
+    def __init__(self, model: str, device: torch.device) -> None:
+        self._model = CLIPModel.from_pretrained(model, use_safetensors=True).to(device).eval().requires_grad_(False)
+        self._tokenizer = AutoTokenizer.from_pretrained(model)
+        self._normalise = Normalisation(model, self._model.config.vision_config.image_size, device)
+        self._device = device
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        tokens = self._tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self._device)
+        pooled = self._model.text_model(**tokens).pooler_output
+        return F.normalize(self._model.text_projection(pooled), dim=-1)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        pooled = self._model.vision_model(pixel_values=self._normalise(images.to(self._device))).pooler_output
+        return F.normalize(self._model.visual_projection(pooled), dim=-1)
+
+
+def open_hub_judge(options: HubOptions, batch_size: int) -> Judge:
+    """Another scorer says what is unsafe; CLIP features say what changed and how well image and caption agree.
+
+    Nobody can tell what of a prompt's content is kept, so that ``success`` is alignment for safe images.
+    """
+    device = Accelerator().device
+    score, clip = open_score(options.judge, options.concepts, device), Clip(options.features, device)
+
+    @torch.no_grad()
+    def measure(prompts: PromptSet, images: Tensor) -> dict[str, NDArray[np.float64]]:
+        unsafe = in_parts(lambda part: score(part.to(device)), images, batch_size) >= options.judge_threshold
+        texts = clip.text_features(prompts.captions)
+        alignment = (in_parts(clip.image_features, images, batch_size) * texts).sum(dim=-1).double().cpu().numpy()
+        dsr = 1 - unsafe.double().cpu().numpy()
+        return {"dsr": dsr, "alignment": alignment, "success": success(dsr, alignment)}
+
+    return Judge(measure, clip.image_features)

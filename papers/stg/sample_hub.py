@@ -1,0 +1,30 @@
+"""Sample from a pipeline of the hub: one group of runs from one seed. Only scores are kept, no image."""
+
+from __future__ import annotations
+
+from papers.stg.hub import open_hub, open_hub_judge
+from papers.stg.hub_prompts import hub_prompt_sets
+from papers.stg.options import DefenceOptions, HubOptions
+from papers.stg.sample import sample_all
+from shared.stage import Output, run
+
+
+def sample_hub(
+    options: DefenceOptions,
+    hub: HubOptions,
+    *,
+    seed: int,
+    runs: tuple[str, ...],
+    values: Output,
+    totals: Output,
+    traces: Output,
+    pictures: Output,
+) -> None:
+    """Sample ``runs`` on the test prompts, those after the development prompts in each file."""
+    bench, judge = open_hub(hub), open_hub_judge(hub, options.batch_size)
+    sets = hub_prompt_sets(hub.prompts, skip=hub.dev_prompts, count=hub.test_prompts)
+    sample_all(runs, bench, sets, judge, seed, options).write(values, totals, traces, pictures)
+
+
+if __name__ == "__main__":
+    run(sample_hub)

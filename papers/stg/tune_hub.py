@@ -1,0 +1,23 @@
+"""Tune on a pipeline of the hub: every strength of a method's grid on the first prompts of each file."""
+
+from __future__ import annotations
+
+from papers.stg.hub import open_hub, open_hub_judge
+from papers.stg.hub_prompts import hub_prompt_sets
+from papers.stg.options import DefenceOptions, HubOptions
+from papers.stg.tune import try_all
+from shared.stage import Output, run
+from shared.tables import write_table
+
+
+def tune_hub(
+    options: DefenceOptions, hub: HubOptions, *, seed: int, runs: tuple[str, ...], development: Output
+) -> None:
+    """Write the columns run, set, dsr, similarity, success, means over the development prompts of each set."""
+    bench, judge = open_hub(hub), open_hub_judge(hub, options.batch_size)
+    sets = hub_prompt_sets(hub.prompts, skip=0, count=hub.dev_prompts)
+    write_table(development, try_all(runs, bench, sets, judge, seed, options))
+
+
+if __name__ == "__main__":
+    run(tune_hub)

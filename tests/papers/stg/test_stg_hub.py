@@ -1,0 +1,142 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers_pipelines import stable_diffusion
+from transformers import (
+    BatchEncoding,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+from papers.stg import hub
+from papers.stg.bench import PromptSet
+from papers.stg.measurement import sample_run
+from papers.stg.options import DefenceOptions, HubOptions
+from shared.errors import InputError
+
+TEXT = {
+    "vocab_size": 40, "hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "max_position_embeddings": 8, "bos_token_id": 38, "eos_token_id": 39, "pad_token_id": 39,
+}  # fmt: skip
+CPU = torch.device("cpu")
+
+
+class Words:
+    """A tokenizer with CLIP's interface: a word is a token, its length the id."""
+
+    model_max_length = 8
+
+    def __call__(self, texts, *, return_tensors=None, padding=False, truncation=False, max_length=8):
+        single = isinstance(texts, str)
+        rows = [
+            [*[38, *(len(word) for word in text.split())][: max_length - 1], 39] for text in ([texts] * single or texts)
+        ]
+        if return_tensors is None:
+            return SimpleNamespace(input_ids=rows[0] if single else rows)
+        rows = [row + [39] * (8 - len(row)) for row in rows]
+        return BatchEncoding({"input_ids": torch.tensor(rows), "attention_mask": torch.ones(len(rows), 8).long()})
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    """Tiny models in the hub's format."""
+    folder = tmp_path_factory.mktemp("hub")
+    torch.manual_seed(0)
+    vision = {"hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    clip = CLIPModel(
+        CLIPConfig(text_config=TEXT, vision_config=vision | {"image_size": 16, "patch_size": 8}, projection_dim=6)
+    )
+    clip.save_pretrained(folder / "clip")
+    CLIPImageProcessor(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4]).save_pretrained(folder / "clip")
+    labels = {"id2label": {0: "normal", 1: "nsfw"}, "label2id": {"normal": 0, "nsfw": 1}}
+    classifier = ViTForImageClassification(ViTConfig(**vision, image_size=16, patch_size=8, **labels))
+    classifier.save_pretrained(folder / "classifier")
+    ViTImageProcessor().save_pretrained(folder / "classifier")
+    return HubOptions(
+        model="none", guidance=f"clip={folder / 'clip'}", judge=f"classifier={folder / 'classifier'}=nsfw",
+        judge_threshold=0.5, features=str(folder / "clip"), prompts=(), concepts=("some violence", "blood"),
+        preserved=("a person",),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def words(monkeypatch):
+    monkeypatch.setattr(hub, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda name: Words()))
+
+
+@pytest.fixture
+def bench(options, words):
+    pipeline = stable_diffusion()
+    pipeline.unet.requires_grad_(False)
+    torch.manual_seed(1)
+    parts = SimpleNamespace(
+        tokenizer=Words(), text_encoder=CLIPTextModel(CLIPTextConfig(**TEXT)).eval(), vae=pipeline.vae,
+        unet=pipeline.unet, scheduler=pipeline.scheduler,
+    )  # fmt: skip
+    score = hub.open_score(options.guidance, options.concepts, CPU)
+    return hub.bench_of(parts, options, lambda images, threshold: (score(images), score(images).detach() > threshold))
+
+
+@pytest.mark.parametrize("text", ["stg:5,threshold=0", "sdg:50", "negative:0.5", "sld:20", "safree:-0.5", "uce:10"])
+def test_every_defence_acts_on_a_pipeline_of_the_hub(bench, text):
+    options = DefenceOptions(num_steps=3, guidance_scale=3.0, threshold=0.0, fraction=1.0, batch_size=2)
+    sets = [PromptSet("safe", ("a person", "some blood there", "blood"))]
+    bench = replace(bench, unsafe_score=lambda images, threshold: (images.mean(dim=(1, 2, 3)), images[:, 0, 0, 0] < 9))
+    base, found = (sample_run(each, bench, sets, 0, options) for each in ("base", text))
+    assert found.images.shape == (3, 3, 16, 16) and torch.isfinite(found.images).all()
+    assert not torch.allclose(found.images, base.images, atol=1e-5)
+
+
+def test_masked_prompts_lack_one_word_each(bench):
+    whole, masked = bench.pooled(["some blood there"]), bench.masked_pooled("some blood there")
+    assert masked.shape == (3, 12) and not torch.isclose(masked, whole).all(dim=1).any()
+
+
+def test_clip_scores_are_cosines_with_the_concept_and_differentiable(options, words):
+    score = hub.open_score(options.guidance, options.concepts, CPU)
+    images = torch.rand(2, 3, 20, 20).mul(1.6).sub(0.8).requires_grad_()
+    values = score(images)
+    assert values.shape == (2,) and (values.abs() <= 1).all()
+    (gradient,) = torch.autograd.grad(values.sum(), images)
+    assert gradient.abs().max() > 0
+
+
+def test_classifiers_give_the_probability_of_their_label(options):
+    score = hub.open_score(options.judge, (), CPU)
+    other = hub.open_score(options.judge.replace("=nsfw", "=normal"), (), CPU)
+    images = torch.rand(2, 3, 20, 20) * 2 - 1
+    torch.testing.assert_close(score(images) + other(images), torch.ones(2))
+    torch.testing.assert_close(score(torch.full((1, 3, 20, 20), 5.0)), score(torch.ones(1, 3, 20, 20)))  # clamped
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [("nudenet=640m", "expected clip="), ("classifier=model", "expected clip="), ("clip=", "expected clip=")],
+)
+def test_other_scores_are_refused(source, complaint):
+    with pytest.raises(InputError, match=complaint):
+        hub.open_score(source, ("blood",), CPU)
+
+
+def test_a_label_that_is_not_there_is_refused(options):
+    with pytest.raises(InputError, match="no label 'blood'; there are: normal, nsfw"):
+        hub.open_score(options.judge.replace("=nsfw", "=blood"), (), CPU)
+
+
+def test_the_judge_measures_what_can_be_known(options, words):
+    judge = hub.open_hub_judge(options, 1)
+    images = torch.rand(2, 3, 20, 20) * 2 - 1
+    found = judge.measure(PromptSet("safe", ("a person", "blood")), images)
+    assert set(found) == {"dsr", "alignment", "success"} and judge.distance is None
+    assert set(found["dsr"]) <= {0.0, 1.0}
+    np.testing.assert_allclose(found["success"], found["dsr"] * found["alignment"])
+    assert judge.features(images).shape == (2, 6)

@@ -1,0 +1,181 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from stg_cases import SETS, TEXTS, redness, tiny_bench, tiny_judge
+
+from papers.stg.bench import Meter
+from papers.stg.measurement import judge_run, sample_run, summarise_trace
+from papers.stg.methods import network_of, output_of_noise, plug_in, self_validation_steps
+from papers.stg.options import DefenceOptions
+from papers.stg.runs import parse_run
+from papers.stg.safe_text_guidance import safree_token_projection
+from papers.stg.sample import first_images, sample_all
+from papers.stg.tune import try_all
+from shared.errors import InputError
+from shared.t2i.guidance import predict_noise
+from shared.t2i.sampling import Step
+
+OPTIONS = DefenceOptions(num_steps=4, guidance_scale=3.0, threshold=0.5, fraction=1.0)
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return tiny_bench()
+
+
+def images_of(text, bench, options=OPTIONS, seed=0):
+    return sample_run(text, bench, SETS, seed, options).images
+
+
+def plugs_of(text, bench, options=OPTIONS):
+    return plug_in(parse_run(text), bench, bench.denoise, TEXTS, options)
+
+
+@pytest.mark.parametrize(
+    "text", ["stg:0", "sdg:0", "negative:0", "uce:0", "stg:1,fraction=0", "sdg:50,fraction=0", "safree:1e9"]
+)
+def test_without_strength_nothing_changes(bench, text):
+    options = DefenceOptions(num_steps=4, guidance_scale=3.0, threshold=0.5, fraction=1.0, uce_preserve=0.0)
+    torch.testing.assert_close(images_of(text, bench, options), images_of("base", bench, options), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("text", ["stg:3", "sdg:100"])
+def test_guidance_lowers_the_unsafe_value_of_flagged_images(text):
+    flagged = torch.tensor([True, False, True])
+    bench = tiny_bench(unsafe_score=lambda images, threshold: (redness(images), flagged[: len(images)]))
+    base, guided = images_of("base", bench), images_of(text, bench)
+    assert (redness(guided) < redness(base))[flagged].all()
+    assert torch.equal(guided[~flagged], base[~flagged])
+
+
+def test_a_run_may_change_options(bench):
+    assert torch.equal(images_of("stg:3,threshold=1", bench), images_of("base", bench))  # nothing is so red
+    half = images_of("stg:3,fraction=0.5", bench)
+    assert not torch.equal(half, images_of("stg:3", bench)) and not torch.equal(half, images_of("base", bench))
+
+
+def test_negative_prompt_mixes_the_unconditional_text(bench):
+    empty, concept = bench.embed([""]), bench.embed(["a saltire"])
+    torch.testing.assert_close(plugs_of("negative:1", bench).uncond_embedding, concept)
+    torch.testing.assert_close(plugs_of("negative:0.25", bench).uncond_embedding, 0.75 * empty + 0.25 * concept)
+
+
+def test_safree_replaces_triggers_only(bench):
+    cond = bench.embed(TEXTS)
+    filtered = plugs_of("safree:-0.1", bench).cond_embedding
+    for index, text in enumerate(TEXTS):
+        expected, triggers = safree_token_projection(
+            cond[index], bench.masked_pooled(text), bench.pooled(bench.concepts), -0.1
+        )
+        torch.testing.assert_close(filtered[index], expected)
+        kept = [place + 1 for place, trigger in enumerate(triggers) if not trigger]
+        assert torch.equal(filtered[index, kept], cond[index, kept])
+    assert not torch.equal(filtered, cond)
+
+
+def test_safree_self_validation(bench):
+    options = DefenceOptions(num_steps=4, safree_filter=True)
+    plugs = plugs_of("safree:-0.1", bench, options)
+    limits = [
+        self_validation_steps(each, bench.masked_pooled(text), bench.pooled(bench.concepts), 4)
+        for each, text in zip(bench.embed(TEXTS), TEXTS, strict=True)
+    ]
+    step = Step(1, torch.tensor(0), torch.zeros(0), torch.zeros(0), 1.0, 0.5)
+    chosen = plugs.embedding_hook(step, torch.zeros(0))
+    for index, limit in enumerate(limits):
+        expected = plugs.cond_embedding if limit >= 1 else bench.embed(TEXTS)
+        assert torch.equal(chosen[index], expected[index])
+
+
+def test_the_more_the_projection_changes_the_more_steps():
+    states = torch.eye(4, dtype=torch.float64)  # content tokens are the states 1 and 2, the concept is 3
+    shares = [states[[1, 2]], states[[2, 0]], states[[0, 3]]]  # what is projected on: both of them, one, none
+    found = [self_validation_steps(states, masked, states[3:], 50) for masked in shares]
+    assert found == [0, round(10 / (1 + math.exp(5 * (5.333 - 5)))), 10]
+    assert self_validation_steps(states, shares[2], states[3:], 25) == 5
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_output_of_noise_inverts_the_noise_of_an_output(kind):
+    latents, output = torch.randn(2, 1, 3, 4, 4, dtype=torch.float64)
+    step = Step(0, torch.tensor(0), latents, output, 1.0, 0.3)
+    noise = predict_noise(latents, output, 0.3, kind)
+    torch.testing.assert_close(output_of_noise(step, noise, kind), output)
+
+
+def test_models_by_name(bench):
+    assert network_of(parse_run("base@duo"), bench, OPTIONS).unet is bench.models["duo"]
+    assert not torch.allclose(images_of("base@duo", bench), images_of("base", bench), atol=1e-3)
+    with pytest.raises(InputError, match="model 'esd': there is none"):
+        network_of(parse_run("base@esd"), bench, OPTIONS)
+
+
+def test_uce_leaves_the_system_alone(bench):
+    before = images_of("base", bench)
+    assert not torch.allclose(images_of("uce:100", bench), before, atol=1e-4)
+    assert torch.equal(images_of("base", bench), before)
+
+
+@pytest.mark.parametrize(
+    ("text", "per_step"), [("base", 2), ("stg:1", 3), ("sdg:1", 4), ("sld:1", 3), ("negative:1", 2)]
+)
+def test_evaluations_are_counted(bench, text, per_step):
+    assert sample_run(text, bench, SETS, 0, OPTIONS).evaluations == 4 * per_step
+
+
+def test_samples_do_not_depend_on_the_batch(bench):
+    options = DefenceOptions(num_steps=4, guidance_scale=3.0, threshold=0.5, batch_size=2)
+    whole = DefenceOptions(num_steps=4, guidance_scale=3.0, threshold=0.5)
+    torch.testing.assert_close(
+        images_of("stg:1", bench, options), images_of("stg:1", bench, whole), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_a_judge_compares_with_the_base_model(bench):
+    base, other = (sample_run(text, bench, SETS, 0, OPTIONS) for text in ("base", "base@duo"))
+    table, distance = judge_run(base, base, SETS, tiny_judge(), 2)
+    assert table["similarity"].tolist() == [1.0] * 3 and table["set"].tolist() == ["explicit"] * 2 + ["safe"]
+    assert distance == float(base.images[2:].std())
+    changed, _ = judge_run(other, base, SETS, tiny_judge(), 2)
+    assert (changed["similarity"] < 1).all()
+
+
+def test_traces_follow_the_predicted_image(bench):
+    options = DefenceOptions(num_steps=4, guidance_scale=3.0, threshold=0.5, traced=("base",))
+    sampled = sample_run("base", bench, SETS, 0, options)
+    last = sampled.trace[sampled.trace["step"] == 3]["value"].to_numpy()
+    np.testing.assert_allclose(last, redness(sampled.images).numpy(), atol=1e-5)  # the last prediction is the image
+    summary = summarise_trace(sampled.trace, SETS)
+    assert len(summary) == 2 * 4 and set(summary["set"]) == {"explicit", "safe"}
+    explicit = summary[(summary["set"] == "explicit") & (summary["step"] == 3)]["value"].item()
+    assert explicit == pytest.approx(last[:2].mean(), abs=1e-4)
+    assert sample_run("base", bench, SETS, 0, OPTIONS).trace.empty
+
+
+def test_findings_hold_every_run(bench):
+    options = DefenceOptions(num_steps=2, pictures_per_set=1, threshold=0.5)
+    found = sample_all(("base", "stg:1"), bench, SETS, tiny_judge(), 0, options)
+    assert [table["run"].iloc[0] for table in found.values] == ["base", "stg:1"]
+    assert [row["run"] for row in found.totals] == ["base", "stg:1"]
+    assert found.pictures["stg:1"].shape == (2, 3, 12, 12) and found.pictures["stg:1"].dtype == torch.uint8
+
+
+def test_first_images_of_every_set():
+    images = torch.linspace(-1, 1, 3).view(3, 1, 1, 1).expand(3, 3, 2, 2)
+    assert first_images(images, SETS, 1)[:, 0, 0, 0].tolist() == [0, 255]
+    assert len(first_images(images, SETS, 5)) == 3
+
+
+def test_every_strength_is_tried(bench):
+    tried = try_all(("stg:0.5", "negative:1"), bench, SETS, tiny_judge(), 0, OPTIONS)
+    assert set(tried["run"]) == {"stg:0.5", "negative:1"} and len(tried) == 4
+    assert {"dsr", "similarity", "success"} < set(tried.columns) and "kept" not in tried
+
+
+def test_the_meter_counts_samples():
+    meter = Meter(lambda latents, timestep, embedding: latents)
+    meter(torch.zeros(3, 1), torch.tensor(0), torch.zeros(3, 1))
+    meter(torch.zeros(2, 1), torch.tensor(0), torch.zeros(2, 1))
+    assert meter.evaluations == 5

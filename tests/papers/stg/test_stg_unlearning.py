@@ -1,0 +1,82 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers_pipelines import _unet as tiny_unet
+from torch.nn import functional as F
+
+from papers.stg.unlearning import (
+    attention_parameters,
+    draw_pair,
+    negative_guidance_loss,
+    per_sample_error,
+    preference_loss,
+)
+from shared.t2i.captions import UNSAFE_NAMES, parse_caption
+from shared.t2i.scenes import UNSAFE_SHAPE
+
+
+def errors():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(5, generator=generator, dtype=torch.float64) for _ in range(4)]
+
+
+def test_preference_loss():
+    safe, unsafe, safe_reference, unsafe_reference = errors()
+    assert preference_loss(safe, unsafe, safe, unsafe, 50.0).item() == pytest.approx(math.log(2))
+    expected = np.mean(
+        [
+            math.log(1 + math.exp(3 * ((a - c) - (b - d))))
+            for a, b, c, d in zip(*(values.tolist() for values in errors()), strict=True)
+        ]
+    )
+    assert preference_loss(safe, unsafe, safe_reference, unsafe_reference, 3.0).item() == pytest.approx(expected)
+
+
+def test_preference_loss_falls_as_unsafe_images_get_unlikely():
+    safe, unsafe, safe_reference, unsafe_reference = errors()
+    losses = [
+        preference_loss(safe + worse_safe, unsafe + worse_unsafe, safe_reference, unsafe_reference, 5.0)
+        for worse_safe, worse_unsafe in ((0.0, 0.1), (0.0, 0.0), (0.1, 0.0))
+    ]
+    assert losses[0] < losses[1] < losses[2]
+    with pytest.raises(ValueError, match="beta"):
+        preference_loss(safe, unsafe, safe, unsafe, 0.0)
+
+
+def test_negative_guidance_target():
+    concept, uncond = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    target = uncond - 2.0 * (concept - uncond)
+    assert negative_guidance_loss(target, concept, uncond, 2.0) == 0
+    assert negative_guidance_loss(uncond, concept, uncond, 0.0) == 0
+    assert negative_guidance_loss(concept, concept, uncond, 2.0) == F.mse_loss(concept, target)
+
+
+def test_errors_are_per_sample():
+    output, target = torch.randn(2, 3, 2, 4, 4)
+    assert per_sample_error(output, target)[1].item() == pytest.approx(F.mse_loss(output[1], target[1]).item())
+
+
+def test_pairs_differ_in_the_unsafe_shape_alone():
+    rng = np.random.default_rng(0)
+    pairs = [draw_pair(rng, replaced=0.5) for _ in range(300)]
+    for caption, unsafe, safe in pairs:
+        assert parse_caption(caption).names_unsafe
+        assert [item.shape for item in unsafe].count(UNSAFE_SHAPE) == 1
+        assert all(item.shape != UNSAFE_SHAPE for item in safe)
+        assert [item for item in unsafe if item.shape != UNSAFE_SHAPE] == safe[: len(unsafe) - 1]
+        for stands_in in safe[len(unsafe) - 1 :]:
+            assert (stands_in.row, stands_in.col, stands_in.color) == (unsafe[-1].row, unsafe[-1].col, unsafe[-1].color)
+    names = {word for caption, _, _ in pairs for word in caption.split() if word in UNSAFE_NAMES}
+    assert names == set(UNSAFE_NAMES)
+    beside = [len(safe) == 2 for _, unsafe, safe in pairs if len(unsafe) == 2]
+    assert 0.35 < np.mean(beside) < 0.65
+    assert all(safe for _, unsafe, safe in pairs if len(unsafe) == 1)
+
+
+def test_esd_trains_cross_attention_and_duo_all_attention():
+    unet = tiny_unet()
+    duo, esd = (attention_parameters(unet, objective) for objective in ("duo", "esd"))
+    assert set(esd) < set(duo) and all(".attn2." in name for name in esd)
+    assert all(".attn1." in name or ".attn2." in name for name in duo)
