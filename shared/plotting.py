@@ -65,7 +65,7 @@ _STYLE = {
     "lines.linewidth": 1.6,
     "lines.markersize": 4,
     "pdf.fonttype": 42,
-    "savefig.dpi": 160,
+    "savefig.dpi": 120,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
 }

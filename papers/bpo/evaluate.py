@@ -119,6 +119,8 @@ def measured(responses: pd.DataFrame, base: float) -> pd.DataFrame:
     table["entropy"] = entropy_by_response(
         table["entropy"], table["tokens"], totals["entropy"], totals["tokens"], sizes
     )
+    # What float32 cannot tell apart would only take room among the units.
+    table["entropy"] = table["entropy"].astype("float32").astype(float)
     return table
 
 

@@ -44,15 +44,13 @@ def evaluate(
     scale: str,
     judge: str,
     samples: tuple[Input, ...],
-    curves: tuple[Input, ...],
     analyses: tuple[Input, ...],
     records: tuple[Input, ...],
     metrics: Output,
     units: Output,
     sweep: Output,
-    training: Output,
 ) -> None:
-    """Write the metrics and units tables, the sweep over all penalty weights, and the training curves.
+    """Write the metrics and units tables, and the sweep over all penalty weights.
 
     ``judge`` is ``gold`` or ``score``, as in training; with ``score`` there are no parts of the gold reward.
     """
@@ -65,18 +63,17 @@ def evaluate(
         measured = [*MEASURED, *parts.columns]
     per_weight = responses.groupby(["setting", "method", "beta", "seed", "split"])[[*MEASURED, "quality"]].mean()
     write_table(sweep, per_weight.reset_index())
-    write_table(training, pd.concat([read_table(path) for path in curves], ignore_index=True))
 
     chosen = pd.concat(
         [selected_responses(group, judge, measured) for _, group in responses.groupby(["setting", "seed"], sort=True)]
     )
-    unit_rows = chosen.melt(
-        id_vars=["method", "setting", "seed", "unit"], value_vars=[*measured, *BASELINES], var_name="metric"
-    ).dropna(subset="value")
+    compared = [name for name in (judge, "kl", *BASELINES) if name in chosen]
+    run = ["method", "setting", "seed"]
+    unit_rows = chosen.melt(id_vars=[*run, "unit"], value_vars=compared, var_name="metric").dropna(subset="value")
     unit_table = write_units(units, unit_rows.assign(paper=paper, scale=scale))
-    per_seed = pd.concat(
-        [aggregate(unit_table), *(read_table(path).assign(paper=paper, scale=scale) for path in analyses)]
-    )
+    others = chosen.groupby(run)[[name for name in measured if name not in compared]].mean().reset_index()
+    described = [others.melt(id_vars=run, var_name="metric"), *(read_table(path) for path in analyses)]
+    per_seed = pd.concat([aggregate(unit_table), *(table.assign(paper=paper, scale=scale) for table in described)])
     times = run_times(records)
     shares = times[times["total"] > 0].groupby(["setting", "seed", "method"])[["penalty", "total"]].sum().reset_index()
     shares = shares.assign(metric="penalty_share", value=shares["penalty"] / shares["total"])

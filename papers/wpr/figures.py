@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from scipy.stats import entropy
 
 from shared.plotting import PALETTE, draw_figure, line_with_band, method_styles, new_figure
-from shared.results import read_metrics, read_units
+from shared.results import read_metrics
 from shared.stage import Input, Output, run
 from shared.tables import read_table
 
@@ -49,7 +49,6 @@ class Tables:
     """What figures are drawn from."""
 
     metrics: pd.DataFrame
-    units: pd.DataFrame
     sweep: pd.DataFrame
     training: pd.DataFrame
     tokens: pd.DataFrame
@@ -336,9 +335,8 @@ def draw(
     *,
     figure: str,
     metrics: Input,
-    units: Input,
     sweep: Input,
-    training: Input,
+    curves: tuple[Input, ...],
     tokens: tuple[Input, ...],
     convergence: tuple[Input, ...],
     png: Output,
@@ -347,9 +345,8 @@ def draw(
     """Draw one figure, by the name of its function."""
     tables = Tables(
         metrics=read_metrics(metrics),
-        units=read_units(units),
         sweep=read_table(sweep),
-        training=read_table(training),
+        training=pd.concat(map(read_table, curves), ignore_index=True),
         tokens=pd.concat([pd.DataFrame(), *map(read_table, tokens)], ignore_index=True),
         convergence=pd.concat([pd.DataFrame(), *map(read_table, convergence)], ignore_index=True),
     )

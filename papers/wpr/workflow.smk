@@ -221,14 +221,12 @@ rule evaluate:
     message: "Judging all responses"
     input:
         samples=[f"{R}/samples/{job}.parquet" for job in JOBS],
-        curves=[f"{R}/curves/{job}.parquet" for job in JOBS],
         records=[f"{R}/records/train-{job}.json" for job in JOBS],
         analyses=[f"{R}/analysis/{each}.parquet" for each in ANALYSED],
     output:
         metrics=f"{R}/metrics.parquet",
         units=f"{R}/units.parquet",
         sweep=f"{R}/sweep.parquet",
-        training=f"{R}/training.parquet",
         record=f"{R}/records/evaluate.json",
     params:
         **paper.stage("papers.wpr.evaluate", paper=paper.id, scale=paper.scale, judge=JUDGE),
@@ -236,18 +234,17 @@ rule evaluate:
         f"{L}/evaluate.log",
     cache: True
     shell:
-        "python -m papers.wpr.evaluate {params.arguments} --samples {input.samples} --curves {input.curves}"
+        "python -m papers.wpr.evaluate {params.arguments} --samples {input.samples}"
         " --analyses {input.analyses} --records {input.records} --metrics {output.metrics} --units {output.units}"
-        " --sweep {output.sweep} --training {output.training} --record {output.record} &> {log}"
+        " --sweep {output.sweep} --record {output.record} &> {log}"
 
 
 rule figure:
     message: "Drawing {wildcards.figure}"
     input:
         metrics=f"{R}/metrics.parquet",
-        units=f"{R}/units.parquet",
         sweep=f"{R}/sweep.parquet",
-        training=f"{R}/training.parquet",
+        curves=[f"{R}/curves/{job}.parquet" for job in JOBS],
         tokens=[f"{R}/analysis/{each}-tokens.parquet" for each in ANALYSED],
         convergence=[f"{R}/analysis/{each}-convergence.parquet" for each in ANALYSED],
     output:
@@ -260,8 +257,8 @@ rule figure:
         f"{L}/figure-{{figure}}.log",
     cache: True
     shell:
-        "python -m papers.wpr.figures {params.arguments} --metrics {input.metrics} --units {input.units}"
-        " --sweep {input.sweep} --training {input.training} --tokens {input.tokens} --convergence {input.convergence}"
+        "python -m papers.wpr.figures {params.arguments} --metrics {input.metrics}"
+        " --sweep {input.sweep} --curves {input.curves} --tokens {input.tokens} --convergence {input.convergence}"
         " --png {output.png} --pdf {output.pdf} --record {output.record} &> {log}"
 
 

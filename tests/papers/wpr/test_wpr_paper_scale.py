@@ -179,12 +179,11 @@ def test_every_stage_runs_with_the_papers_settings(trained):
     curves = pd.read_parquet(folder / "one-curves.parquet")
     wpr = curves[curves["method"] == "wpr"]
     assert (wpr["support_size"] < 320).all() and (wpr["policy_dust"] > 0).all() and wpr["penalty"].notna().all()
-    tables = {name: folder / f"{name}.parquet" for name in ("metrics", "units", "sweep", "training")}
+    tables = {name: folder / f"{name}.parquet" for name in ("metrics", "units", "sweep")}
     run(
         evaluate,
         ["--paper", "wpr", "--scale", "paper", "--judge", "score", "--analyses",
-         *paths(samples=folder / "one-samples.parquet", curves=folder / "one-curves.parquet",
-                records=folder / "one.json", **tables)],
+         *paths(samples=folder / "one-samples.parquet", records=folder / "one.json", **tables)],
     )  # fmt: skip
     metrics = read_metrics(tables["metrics"])
     assert {"score", "kl", "win_vs_rkl", "penalty_share"} <= set(metrics["metric"]) and "gold" not in set(

@@ -157,13 +157,12 @@ def test_tables_of_analysis_and_evaluation(trained, tmp_path):
     )  # fmt: skip
     errors = pd.read_parquet(outputs["convergence"]).groupby("iteration")["error"].mean()
     assert len(errors) == 12 and errors.iloc[-1] < errors.iloc[0]
-    tables = {name: tmp_path / f"{name}.parquet" for name in ("metrics", "units", "sweep", "training")}
+    tables = {name: tmp_path / f"{name}.parquet" for name in ("metrics", "units", "sweep")}
     run(
         evaluate,
         arguments(
             "--paper wpr --scale smoke --judge gold", samples=trained / "policies-samples.parquet",
-            curves=trained / "policies-curves.parquet", analyses=outputs["analysis"],
-            records=trained / "policies.json", **tables,
+            analyses=outputs["analysis"], records=trained / "policies.json", **tables,
         ),
     )  # fmt: skip
     metrics, units = read_metrics(tables["metrics"]), read_units(tables["units"])
