@@ -4,6 +4,7 @@ PYTHON ?= python3
 SCALE ?= small
 CORES ?= all
 ENVIRONMENT ?= envs/cpu.txt
+WORKERS ?= 2
 
 BIN := .venv/bin
 PAPERS := $(patsubst %/workflow.smk,%,$(wildcard papers/*/workflow.smk))
@@ -32,11 +33,9 @@ $(PAPERS) $(PAPERS:=/): .venv/complete
 all-papers: .venv/complete
 	$(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE)
 
-test: .venv/complete
-	$(BIN)/python -m pytest
-
-test-fast: .venv/complete
-	$(BIN)/python -m pytest -m 'not slow'
+test test-fast: .venv/complete
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(if $(filter test-fast,$@),-m 'not slow') \
+	  --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 lint: .venv/complete
 	$(BIN)/ruff check

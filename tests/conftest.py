@@ -152,6 +152,20 @@ README = """# Toy
 <!-- /generated:figure -->
 """
 
+IN_REPOSITORY = ("test_smoke.py", "test_provenance.py")
+"""Tests that run or plan workflows in this repository itself."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes: those of a file share its fixtures, those in the repository take turns.
+
+    The latter come first, since they take longest.
+    """
+    items.sort(key=lambda item: item.path.name not in IN_REPOSITORY)
+    for item in items:
+        group = "repository" if item.path.name in IN_REPOSITORY else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
 
 class ToyRepository:
     """A git repository with papers ``alpha`` and ``beta``; ``root`` is its folder."""

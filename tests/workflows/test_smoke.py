@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 from shared.options import read_yaml
 from shared.pages import read_captions
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPERS = sorted(path.parent.name for path in ROOT.glob("papers/*/workflow.smk"))
