@@ -241,7 +241,7 @@ def toy(tmp_path) -> ToyRepository:
     """A fresh toy repository, committed."""
     root = tmp_path / "repository"
     root.mkdir()
-    unneeded = shutil.ignore_patterns("lm", "vision", "__pycache__")
+    unneeded = shutil.ignore_patterns("lm", "vision", "t2i", "diffusion", "__pycache__")
     for folder in ("shared", "workflows", "profiles"):
         shutil.copytree(REPOSITORY / folder, root / folder, ignore=unneeded)
     for file in ("Snakefile", ".gitignore", ".dvcignore"):
