@@ -236,7 +236,7 @@ def detection(tables: Tables) -> Figure:
                 line_with_band(axis, wide.columns, wide.to_numpy(), label=SET_TITLES[name], **look)
         axis.set(title=_run_title(text), xlabel="sampler step")
     axes[0, 0].set_ylabel("share of predictions flagged")
-    axes[0, -1].legend(fontsize=7.5)
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
@@ -262,7 +262,7 @@ def selection(tables: Tables) -> Figure:
 def toy(tables: Tables) -> Figure:
     """Points of the mixture under base model, SDG and STG, for three ways to say what is unsafe."""
     runs = sorted(tables.points["run"].unique(), key=lambda text: list(LABELS)[::-1].index(text.partition(":")[0]))
-    figure, axes = new_figure(len(UNSAFE_VALUES), len(runs), width=2.1, height=2.1, sharex=True, sharey=True)
+    figure, axes = new_figure(len(UNSAFE_VALUES), len(runs), width=1.8, height=1.8, sharex=True, sharey=True)
     for row, value in enumerate(UNSAFE_VALUES):
         for column, text in enumerate(runs):
             axis = axes[row, column]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from papers.stg.runs import STRENGTHS, parse_run
@@ -59,7 +59,7 @@ class DefenceOptions:
     traced: tuple[str, ...] = ()
     """Runs for which the detector's confidence in the predicted image is recorded at every step."""
     pictures_per_set: int = 0
-    """Images of each set that are kept for the figures, of the first prompts."""
+    """Images of each set that are kept for the figures, of the first prompts and the first seed."""
 
     def __post_init__(self) -> None:
         for name in ("fraction", "threshold", "sld_warmup"):
@@ -84,6 +84,8 @@ class UnlearnOptions:
     """DUO: weight of keeping the output at pure noise."""
     negative_scale: float = 1.0
     """ESD: eta, how far the target lies on the other side of the unconditional prediction."""
+    rank: int = 8
+    """Rank to which the change of every matrix is reduced in the end."""
     replaced: float = 0.5
     """Share of pairs whose safe image has a safe shape in the unsafe one's place, rather than nothing."""
 
@@ -174,6 +176,10 @@ class Scale:
         models = {parse_run(text).model for text in runs} - {None}
         if unknown := models - set(self.unlearn or {}):
             raise ValueError(f"groups: no model {', '.join(sorted(unknown))} in unlearn")
+
+    def defence_of(self, seed: int) -> DefenceOptions:
+        """The options of a seed: pictures are kept of the first one alone."""
+        return self.defence if seed == self.seeds[0] else replace(self.defence, pictures_per_set=0)
 
     @property
     def grid_runs(self) -> tuple[str, ...]:

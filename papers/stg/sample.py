@@ -57,7 +57,7 @@ def sample(
     traces: Output,
     pictures: Output,
 ) -> None:
-    """Sample ``runs`` on ``count`` prompts of each set; ``unlearned`` are the weights of ``models``, in their order."""
+    """Sample ``runs`` on ``count`` prompts of each set; ``unlearned`` are adapters, of ``models``."""
     if len(models) != len(unlearned):
         raise InputError(f"models: need one name for each of the {len(unlearned)} unlearned, got {len(models)}")
     bench = open_testbed(pipeline, detector, dict(zip(models, unlearned, strict=True)))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from papers.stg.options import UnlearnOptions
 from papers.stg.testbed import CONCEPTS
 from papers.stg.unlearning import (
+    adapter_of,
     attention_parameters,
     draw_pair,
     negative_guidance_loss,
@@ -34,9 +35,9 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 
 def unlearn(
-    options: UnlearnOptions, *, seed: int, pipeline: Input, weights: Output, curve: Output, state: State
+    options: UnlearnOptions, *, seed: int, pipeline: Input, adapter: Output, curve: Output, state: State
 ) -> None:
-    """Write the changed weights of ``pipeline``'s U-Net, in half precision, and the training curve."""
+    """Write what changes in ``pipeline``'s U-Net, as an adapter, and the training curve."""
     system = load_pipeline(pipeline)
     network = copy.deepcopy(system.unet)
     for parameter in attention_parameters(network, options.objective).values():
@@ -61,8 +62,10 @@ def unlearn(
     )
     if not accelerator.is_main_process:
         return
-    changed = attention_parameters(accelerator.unwrap_model(trained), options.objective)
-    save_file({name: value.detach().cpu().half().contiguous() for name, value in changed.items()}, weights)
+    before, after = (
+        attention_parameters(each, options.objective) for each in (system.unet, accelerator.unwrap_model(trained))
+    )
+    save_file(adapter_of(before, after, options.rank), adapter)
     write_table(curve, pd.DataFrame(records))
 
 

@@ -8,6 +8,8 @@ output at pure noise. ESD: Rohit Gandikota et al., "Erasing Concepts from Diffus
 Outputs are those of the network and of its frozen copy, of whatever prediction type.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -79,3 +81,43 @@ def attention_parameters(network: torch.nn.Module, objective: str) -> dict[str, 
     """Weights by name of a U-Net's attention layers; for `esd` those that attend to the text alone (its variant -x)."""
     layers = (".attn2.",) if objective == "esd" else (".attn1.", ".attn2.")
     return {name: value for name, value in network.named_parameters() if any(layer in name for layer in layers)}
+
+
+def low_rank(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best factors (O, r) and (r, I) of a matrix's change (O, I), as an adapter stores it.
+
+    Raises:
+        ValueError: a rank below 1.
+    """
+    if rank < 1:
+        raise ValueError(f"rank: must be at least 1, got {rank}")
+    left, singular, right = torch.linalg.svd(change.double(), full_matrices=False)
+    roots = singular[:rank].sqrt()
+    return (left[:, :rank] * roots).to(change), (roots[:, None] * right[:rank]).to(change)
+
+
+def adapter_of(before: Mapping[str, Tensor], after: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """What changed from weights to weights of the same names, in half precision: factors of matrices, whole vectors."""
+    found = {}
+    for name, value in after.items():
+        change = (value - before[name]).detach().float().cpu()
+        if change.ndim == 2:
+            found[f"{name}.up"], found[f"{name}.down"] = low_rank(change, rank)
+        else:
+            found[name] = change
+    return {name: value.half().contiguous() for name, value in found.items()}
+
+
+def add_adapter(network: torch.nn.Module, adapter: Mapping[str, Tensor]) -> None:
+    """Add the changes of :func:`adapter_of` to a network's weights.
+
+    Raises:
+        ValueError: the network has no weight of a name.
+    """
+    parameters = dict(network.named_parameters())
+    names = {name.removesuffix(".up").removesuffix(".down") for name in adapter}
+    if unknown := names - set(parameters):
+        raise ValueError(f"adapter: the network has no weight {sorted(unknown)[0]!r}")
+    for name in names:
+        whole = adapter[name] if name in adapter else adapter[f"{name}.up"].float() @ adapter[f"{name}.down"].float()
+        parameters[name].data += whole.to(parameters[name])

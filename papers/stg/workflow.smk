@@ -68,7 +68,7 @@ if settings.prompts:
         input:
             pipeline=BASE["pipeline"],
         output:
-            weights=f"{R}/unlearned/{{model}}.safetensors",
+            adapter=f"{R}/unlearned/{{model}}.safetensors",
             curve=f"{R}/unlearned/{{model}}-curve.parquet",
             record=f"{R}/records/unlearn-{{model}}.json",
         params:
@@ -82,7 +82,7 @@ if settings.prompts:
             f"{L}/unlearn-{{model}}.log",
         cache: True
         shell:
-            "python -m papers.stg.unlearn {params.arguments} --pipeline {input.pipeline} --weights {output.weights}"
+            "python -m papers.stg.unlearn {params.arguments} --pipeline {input.pipeline} --adapter {output.adapter}"
             " --curve {output.curve} --state {params.state} --record {output.record} &> {log}"
 
     rule tune:
@@ -117,9 +117,14 @@ if settings.prompts:
             **SAMPLED,
             record=f"{R}/records/sample-{{group}}-seed{{seed}}.json",
         params:
-            **paper.stage(
-                "papers.stg.sample", settings.defence, seed="{seed}", count=str(settings.prompts.test_prompts)
-            ),
+            code=paper.stage("papers.stg.sample")["code"],
+            arguments=lambda wildcards: paper.stage(
+                "papers.stg.sample",
+                settings.defence_of(int(wildcards.seed)),
+                seed=wildcards.seed,
+                count=str(settings.prompts.test_prompts),
+            )["arguments"],
+            seed="{seed}",
             runs=runs_of,
             models=" ".join(MODELS),
             group="{group}",

@@ -80,6 +80,7 @@ def test_every_scale_is_consistent(scale):
 def test_claims_ask_for_what_the_scale_measures(scale):
     settings = settings_of(scale)
     runs = {text for group in settings.groups for text in settings.runs_of(group)} | set(settings.grid)
+    runs |= {f"stg-as-safe-as-{method}" for method in settings.grid}
     toys = {f"{method}:{scale_:g}" for method in ("sdg", "stg") for scale_ in settings.toy.scales}
     made = 0
     for claim in read_paper(PAPER / "paper.yaml").claims:

@@ -10,7 +10,7 @@ from papers.stg import figures
 from papers.stg.evaluate import evaluate, hypervolume, hypervolumes, in_settings, with_costs, with_selected
 from papers.stg.hub_prompts import hub_prompt_sets, read_prompts
 from papers.stg.options import SETS
-from papers.stg.select import select_runs
+from papers.stg.select import matching_runs, select_runs
 from papers.stg.toy_mixture import UNSAFE_VALUES
 from shared.errors import InputError
 from shared.results import read_metrics, read_units
@@ -31,6 +31,19 @@ def test_the_most_successful_strength_is_selected_and_of_equals_the_weakest():
     assert select_runs(runs, results) == {"stg": "stg:0.2", "sdg": "sdg:1"}
     with pytest.raises(InputError, match="was not tried"):
         select_runs([*runs, "sdg:3"], results)
+
+
+def test_stg_is_matched_to_the_safety_of_others():
+    rows = [
+        ("stg:0.1", 0.4), ("stg:0.2", 0.7), ("stg:0.5", 0.9), ("sdg:1", 0.7), ("sld:1", 0.95), ("safree:0", 0.2),
+    ]  # fmt: skip
+    values = [(run, name, value * (name == "explicit")) for run, value in rows for name in ("explicit", "safe")]
+    results = pd.DataFrame(values, columns=["run", "set", "dsr"])
+    selected = {"stg": "stg:0.5", "sdg": "sdg:1", "sld": "sld:1", "safree": "safree:0"}
+    found = matching_runs([run for run, _ in rows], results, selected)
+    assert found == {
+        "stg-as-safe-as-sdg": "stg:0.2", "stg-as-safe-as-sld": "stg:0.5", "stg-as-safe-as-safree": "stg:0.1",
+    }  # fmt: skip
 
 
 def test_hypervolume_is_the_area_of_the_union():

@@ -7,8 +7,11 @@ from diffusers_pipelines import _unet as tiny_unet
 from torch.nn import functional as F
 
 from papers.stg.unlearning import (
+    adapter_of,
+    add_adapter,
     attention_parameters,
     draw_pair,
+    low_rank,
     negative_guidance_loss,
     per_sample_error,
     preference_loss,
@@ -80,3 +83,29 @@ def test_esd_trains_cross_attention_and_duo_all_attention():
     duo, esd = (attention_parameters(unet, objective) for objective in ("duo", "esd"))
     assert set(esd) < set(duo) and all(".attn2." in name for name in esd)
     assert all(".attn1." in name or ".attn2." in name for name in duo)
+
+
+def test_low_rank_factors_are_the_best_of_their_rank():
+    matrix = torch.randn(7, 5, dtype=torch.float64)
+    singular = torch.linalg.svdvals(matrix)
+    for rank in (1, 3, 5, 9):
+        up, down = low_rank(matrix, rank)
+        assert (matrix - up @ down).norm().item() == pytest.approx(singular[rank:].norm().item(), abs=1e-9)
+    with pytest.raises(ValueError, match="rank"):
+        low_rank(matrix, 0)
+
+
+def test_an_adapter_brings_the_changes_back():
+    network, changed = tiny_unet(), tiny_unet()
+    changed.load_state_dict(network.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    after = attention_parameters(changed, "esd")
+    for value in after.values():
+        value.data += torch.randn(value.shape, generator=generator)
+    adapter = adapter_of(attention_parameters(network, "esd"), after, rank=64)
+    assert all(value.dtype == torch.float16 for value in adapter.values())
+    add_adapter(network, adapter)
+    for name, value in changed.named_parameters():
+        torch.testing.assert_close(dict(network.named_parameters())[name], value, atol=0.02, rtol=0.01)
+    with pytest.raises(ValueError, match="no weight 'other'"):
+        add_adapter(network, {"other.up": torch.zeros(1, 1), "other.down": torch.zeros(1, 1)})
