@@ -139,12 +139,11 @@ def hypervolumes(rows: pd.DataFrame) -> pd.DataFrame:
     points = points[points["method"].str.contains(":") | (points["method"] == "base")]
     parsed = points["method"].map(parse_run)
     points = points[[not run.options and run.model is None for run in parsed]]
-    family = points["method"].str.partition(":")[0]
+    points["family"] = points["method"].str.partition(":")[0]
     found = []
     for seed, of_seed in points.groupby("seed"):
-        base = of_seed[of_seed["method"] == "base"]
-        for method in sorted(set(family) - {"base"}):
-            front = pd.concat([of_seed[family == method], base])
+        for method in sorted(set(points["family"]) - {"base"}):
+            front = of_seed[of_seed["family"].isin([method, "base"])]
             area = hypervolume(list(zip(front["dsr"], front["similarity"], strict=True)))
             found.append({"method": method, "seed": seed, "value": area})
     return pd.DataFrame(found, columns=["method", "seed", "value"]).assign(setting=UNSAFE, metric="hypervolume")
