@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 from shared.errors import InputError
 from shared.fingerprint import fingerprint
-from workflows.paper import make_empty_folders, papers_with_scale, remove_dangling_links
+from workflows.paper import asked_papers, make_empty_folders, papers_with_scale, remove_dangling_links
 
 # Jobs run the interpreter that runs Snakemake, whether or not its environment is activated.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -33,17 +33,12 @@ except InputError as error:
     sys.exit(f"error: {error}")
 
 
+# Where single papers are asked for, only they are read: the others would double the time of every start.
+ASKED = asked_papers(sys.argv)
 # The page of all papers; other scales than the default have one of their own.
 INDEX = "results/index.html" if config["scale"] == "small" else f"results/{config['scale']}/index.html"
 
-
-rule all:
-    default_target: True
-    input:
-        INDEX,
-
-
-for paper in PAPERS:
+for paper in ASKED or PAPERS:
     prefix = f"{paper}_"
 
     module:
@@ -61,37 +56,43 @@ for paper in PAPERS:
                 f"papers/{paper}/results/{config['scale']}/report.html",
 
 
-def of_reports(name):
-    """One kind of input of every paper's report, in the order of the papers."""
-    found = []
-    for paper in PAPERS:
-        value = getattr(getattr(rules, f"{paper}_report").input, name)
-        found += [str(path) for path in ([value] if isinstance(value, str) else value)]
-    return found
+if not ASKED:
 
+    rule all:
+        default_target: True
+        input:
+            INDEX,
 
-rule index:
-    message: "Writing the page of all papers"
-    input:
-        papers=of_reports("paper"),
-        captions=of_reports("captions"),
-        verdicts=of_reports("verdicts"),
-        reports=[f"papers/{paper}/results/{config['scale']}/report.html" for paper in PAPERS],
-        figures=of_reports("figures"),
-        records=of_reports("records"),
-        templates=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "shared" / "templates").glob("*.j2")),
-    output:
-        page=INDEX,
-        record=f"{Path(INDEX).parent}/index-record.json",
-    params:
-        code=fingerprint("shared.stages.index"),
-    log:
-        f"logs/index-{config['scale']}.log",
-    cache: True
-    shell:
-        "python -m shared.stages.index --papers {input.papers} --captions {input.captions} --verdicts {input.verdicts}"
-        " --reports {input.reports} --figures {input.figures} --records {input.records} --templates {input.templates}"
-        " --page {output.page} --record {output.record} &> {log}"
+    def of_reports(name):
+        """One kind of input of every paper's report, in the order of the papers."""
+        found = []
+        for paper in PAPERS:
+            value = getattr(getattr(rules, f"{paper}_report").input, name)
+            found += [str(path) for path in ([value] if isinstance(value, str) else value)]
+        return found
+
+    rule index:
+        message: "Writing the page of all papers"
+        input:
+            papers=of_reports("paper"),
+            captions=of_reports("captions"),
+            verdicts=of_reports("verdicts"),
+            reports=[f"papers/{paper}/results/{config['scale']}/report.html" for paper in PAPERS],
+            figures=of_reports("figures"),
+            records=of_reports("records"),
+            templates=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "shared" / "templates").glob("*.j2")),
+        output:
+            page=INDEX,
+            record=f"{Path(INDEX).parent}/index-record.json",
+        params:
+            code=fingerprint("shared.stages.index"),
+        log:
+            f"logs/index-{config['scale']}.log",
+        cache: True
+        shell:
+            "python -m shared.stages.index --papers {input.papers} --captions {input.captions} --verdicts {input.verdicts}"
+            " --reports {input.reports} --figures {input.figures} --records {input.records} --templates {input.templates}"
+            " --page {output.page} --record {output.record} &> {log}"
 
 
 def count_computed():

@@ -72,6 +72,20 @@ def open_paper(id: str, scale: str, schema: type[Settings]) -> Paper[Settings]:
         sys.exit(f"error: {error}")
 
 
+def asked_papers(command: Sequence[str]) -> list[str]:
+    """Papers that a command of Snakemake's names as targets, ``papers/<id>`` or a file below, sorted.
+
+    Empty where it names none, and for every other program than Snakemake, which may want to see all papers' rules.
+
+    Args:
+        command: ``sys.argv``.
+    """
+    program = Path(command[0])
+    if program.name not in ("snakemake", "snakemake.exe") and program.parts[-2:] != ("snakemake", "__main__.py"):
+        return []
+    return sorted({match[1] for target in command[1:] if (match := re.match(r"papers/([^/]+)", target))})
+
+
 def papers_with_scale(root: Path, scale: str, targets: Sequence[str]) -> list[str]:
     """Papers that have a workflow and the given scale, sorted.
 

@@ -2,6 +2,8 @@
 
 import pytest
 
+from workflows.paper import asked_papers
+
 pytestmark = pytest.mark.slow
 
 REPORT = "papers/alpha/results/small/report.html"
@@ -110,3 +112,23 @@ def test_a_deleted_artifact_is_made_again(toy):
         (toy.root / "papers/alpha/results/small" / name).resolve().unlink()
     assert "1 jobs computed" in toy.snakemake("papers/alpha/results/small/metrics.parquet")
     assert (toy.root / "papers/alpha/results/small/metrics.parquet").exists()
+
+
+def test_one_papers_mistake_does_not_stop_another(toy):
+    toy.replace("papers/beta/workflow.smk", "rule measure:", "rule measure")
+    assert "alpha_measure" in toy.snakemake("--dry-run", "papers/alpha")
+    assert "papers/beta/workflow.smk" in toy.snakemake("--dry-run", ok=False)
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("/bin/snakemake papers/wpr --cores all", ["wpr"]),
+        ("snakemake -n papers/wpr/ papers/bpo/results/small/report.html", ["bpo", "wpr"]),
+        ("lib/snakemake/__main__.py papers/wpr", ["wpr"]),
+        ("snakemake --cores all --config scale=smoke", []),
+        ("shared/publish.py papers/wpr", []),
+    ],
+)
+def test_papers_that_a_command_asks_for(command, expected):
+    assert asked_papers(command.split()) == expected
