@@ -156,6 +156,7 @@ IN_REPOSITORY = ("test_smoke.py", "test_provenance.py")
 """Tests that run or plan workflows in this repository itself."""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run in several processes: those of a file share its fixtures, those in the repository take turns.
 

@@ -105,8 +105,6 @@ else:
 
     rule tune_hub:
         message: "Trying strengths of {params.variants}"
-        input:
-            prompts=settings.prompts,
         output:
             trials=f"{R}/trials/{{job}}.parquet",
             record=f"{R}/records/tune-{{job}}.json",
@@ -115,6 +113,8 @@ else:
                 "papers.date.tune_hub", settings.sampler, settings.hub, settings.tune, seed=str(settings.tuning_seed)
             ),
             variants=lambda wildcards: " ".join(settings.tuned[wildcards.job]),
+            # A file that users fetch: scales can be planned without it, and the stage names it where it is missing.
+            prompts=settings.prompts,
             job="{job}",
             launch=LAUNCH,
         log:
@@ -124,12 +124,11 @@ else:
         cache: True
         shell:
             "{params.launch} papers.date.tune_hub {params.arguments} --variants {params.variants}"
-            " --prompts {input.prompts} --trials {output.trials} --record {output.record} &> {log}"
+            " --prompts {params.prompts} --trials {output.trials} --record {output.record} &> {log}"
 
     rule sample_hub:
         message: "Sampling the variants '{wildcards.family}', seed {wildcards.seed}"
         input:
-            prompts=settings.prompts,
             strengths=f"{R}/strengths.parquet",
         output:
             **DRAWN,
@@ -137,6 +136,7 @@ else:
         params:
             **paper.stage("papers.date.sample_hub", settings.sampler, settings.hub, seed="{seed}"),
             variants=lambda wildcards: " ".join(settings.families[wildcards.family]),
+            prompts=settings.prompts,
             family="{family}",
             launch=LAUNCH,
         log:
@@ -146,7 +146,7 @@ else:
         cache: True
         shell:
             "{params.launch} papers.date.sample_hub {params.arguments} --variants {params.variants}"
-            " --prompts {input.prompts} --strengths {input.strengths} "
+            " --prompts {params.prompts} --strengths {input.strengths} "
             + DRAWN_FLAGS
             + " --record {output.record} &> {log}"
 

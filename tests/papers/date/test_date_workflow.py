@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -54,19 +52,3 @@ def test_the_paper_scale_is_the_papers():
     settings = settings_of("paper")
     assert (settings.sampler.num_steps, settings.sampler.guidance_scale) == (50, 8.0)
     assert "every10=0:50:10" in settings.sampler.schedules and 0.5 in settings.tune.step_sizes
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scale", SCALES)
-def test_every_dag_builds(scale, tmp_path):
-    prompts = settings_of(scale).prompts
-    target = f"papers/date/results/{scale}/metrics.parquet"
-    command = [sys.executable, "-m", "snakemake", target, "-n", "--nolock", "--rerun-incomplete"]
-    built = subprocess.run(
-        [*command, "--config", f"scale={scale}"], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-    text = built.stdout + built.stderr
-    if prompts and not (REPOSITORY / prompts).exists():
-        assert prompts in text and "MissingInputException" in text
-    else:
-        assert built.returncode == 0, text[-3000:]
