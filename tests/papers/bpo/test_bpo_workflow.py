@@ -11,7 +11,6 @@ from papers.bpo.methods import parse_method
 from papers.bpo.options import PREFERRED, SFT, Scale, TabularOptions
 from papers.bpo.tabular import optimality_gaps, random_problem
 from shared.claims import read_paper
-from shared.errors import InputError
 from shared.options import read_scale
 from shared.pages import read_captions
 from shared.plotting import house_style
@@ -131,7 +130,7 @@ def test_every_figure_is_drawn_with_its_labels(name, tables):
     assert any(axes.get_ylabel() or axes.get_yticklabels() for axes in figure.axes)
 
 
-def test_labels_in_figures(tables, tmp_path):
+def test_labels_in_figures():
     assert figures.loss_label("bpo/scaled_basu_-0.5") == "SBA −0.5"
     assert figures.loss_label("f_dpo/alpha_0.1") == "α 0.1"
     assert figures.loss_label("bpo/scaled_basu_0.5_clipped") == "SBA 0.5 clipped"
@@ -147,6 +146,3 @@ def test_labels_in_figures(tables, tmp_path):
         "fpo-alpha:0.1": ("f-PO", "α"),
     }
     assert figures.family_of("sba:0@simpo") is None and figures.family_of("inner-sba") is None
-    paths = dict.fromkeys(("metrics", "temperatures", "training", "held_out", "gaps", "generators"), tmp_path / "none")
-    with pytest.raises(InputError, match="figure 'histogram': there is none; there are: tradeoff"):
-        figures.draw(figure="histogram", **paths, png=tmp_path / "a.png", pdf=tmp_path / "a.pdf")
