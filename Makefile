@@ -35,7 +35,7 @@ all-papers: .venv/complete
 
 test test-fast: .venv/complete
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(if $(filter test-fast,$@),-m 'not slow') \
-	  --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	  --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: .venv/complete
 	$(BIN)/ruff check

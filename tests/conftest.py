@@ -152,20 +152,12 @@ README = """# Toy
 <!-- /generated:figure -->
 """
 
-IN_REPOSITORY = ("test_smoke.py", "test_provenance.py")
-"""Tests that run or plan workflows in this repository itself."""
+LONGEST = "test_smoke.py"
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes: those of a file share its fixtures, those in the repository take turns.
-
-    The latter come first, since they take longest.
-    """
-    items.sort(key=lambda item: item.path.name not in IN_REPOSITORY)
-    for item in items:
-        group = "repository" if item.path.name in IN_REPOSITORY else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Start with the file that takes longest, so that processes which share the files end together."""
+    items.sort(key=lambda item: item.path.name != LONGEST)
 
 
 class ToyRepository:
