@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
@@ -192,6 +193,26 @@ def line_with_band(
         means = resampled_means(table[:, None, :], replicates=4000)
         low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
         axes.fill_between(positions, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
+
+
+def seed_dots(
+    axes: Axes, table: pd.DataFrame, styles: Mapping[str, Mapping[str, str]], labels: Mapping[str, str]
+) -> None:
+    """A row for each method: its seeds as dots, their mean as a diamond.
+
+    Args:
+        axes: where to draw.
+        table: a row for each seed, a column for each method, in the order of the rows from below; NaN where a seed
+            lacks a method.
+        styles: of :func:`method_styles`; only their colours are used.
+        labels: what the methods are called on the axis.
+    """
+    for place, (name, column) in enumerate(table.items()):
+        values = column.dropna()
+        color = styles[name]["color"]
+        axes.plot(values, np.full(len(values), place), "o", color=color, alpha=0.35, markersize=3.5)
+        axes.plot(values.mean(), place, "D", color=color, markersize=5)
+    axes.set_yticks(range(table.shape[1]), [labels[name] for name in table])
 
 
 def plot_claims(claims: Sequence[ClaimResult]) -> Figure:

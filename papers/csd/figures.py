@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from shared.plotting import PALETTE, draw_figure, line_with_band, method_styles, new_figure, point_style
+from shared.plotting import PALETTE, draw_figure, line_with_band, method_styles, new_figure, point_style, seed_dots
 from shared.results import read_metrics
 from shared.stage import Input, Output, run
 from shared.tables import read_table
@@ -84,7 +83,7 @@ def losses(tables: Tables) -> Figure:
     rouge = seed_table(tables, "off-policy", "rouge_l")
     names = sorted((name for name in LABELS if name in rouge), key=lambda name: rouge[name].mean())
     figure, axes = new_figure(width=5.0, height=0.23 * len(names) + 0.7)
-    dots(axes[0, 0], rouge, names)
+    seed_dots(axes[0, 0], rouge[names], STYLES, LABELS)
     axes[0, 0].set(xlabel=ROUGE)
     return figure
 
@@ -320,16 +319,6 @@ def vocabulary_cost(tables: Tables) -> Figure:
         axis.minorticks_off()
     axes[0, 1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
-
-
-def dots(axis: Axes, table: pd.DataFrame, names: list[str]) -> None:
-    """A row for each method: its seeds as dots, their mean as a diamond."""
-    for place, name in enumerate(names):
-        values = table[name].dropna()
-        color = STYLES[name]["color"]
-        axis.plot(values, np.full(len(values), place), "o", color=color, alpha=0.35, markersize=3.5)
-        axis.plot(values.mean(), place, "D", color=color, markersize=5)
-    axis.set_yticks(range(len(names)), [LABELS[name] for name in names])
 
 
 def seed_table(tables: Tables, setting: str, metric: str, column: str = "value") -> pd.DataFrame:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from papers.udim.options import SOURCE, UNSEEN
-from shared.plotting import draw_figure, line_with_band, method_styles, new_figure, point_style
+from shared.plotting import draw_figure, line_with_band, method_styles, new_figure, point_style, seed_dots
 from shared.results import read_metrics
 from shared.stage import Input, Output, run
 from shared.tables import read_table
@@ -82,8 +81,8 @@ def controls(tables: Tables) -> Figure:
     source = seed_table(tables, CORRUPTIONS, "source_accuracy")
     names = sorted((name for name in LABELS if name in unseen), key=lambda name: unseen[name].mean())
     figure, axes = new_figure(columns=2, width=3.6, height=0.26 * len(names) + 0.8, sharey=True)
-    dots(axes[0, 0], unseen, names)
-    dots(axes[0, 1], source, names)
+    seed_dots(axes[0, 0], unseen[names], STYLES, LABELS)
+    seed_dots(axes[0, 1], source[names], STYLES, LABELS)
     axes[0, 0].set(title="Corruptions, never seen", xlabel="accuracy (%)")
     axes[0, 1].set(title="Clean test images", xlabel="accuracy (%)")
     return figure
@@ -237,7 +236,7 @@ def ablation(tables: Tables) -> Figure:
     figure, axes = new_figure(columns=3, width=2.9, height=2.8)
     table = seed_table(tables, CORRUPTIONS, "accuracy")
     forms = ("sam+coordinate@data_radius=10", "sam+norm@weight=0.1", "sam+variance", "sam+gradient", "sam+udim", "sam")
-    dots(axes[0, 0], table, [name for name in forms if name in table])
+    seed_dots(axes[0, 0], table[[name for name in forms if name in table]], STYLES, LABELS)
     axes[0, 0].set(title="Parts of the penalty", xlabel=ACCURACY)
     for axis, name, title in (
         (axes[0, 1], "data_radius", "radius ρ_x of the inputs"),
@@ -276,16 +275,6 @@ def varied(candidates: pd.DataFrame, name: str) -> pd.DataFrame:
     others = [other for other in ("rho", "data_radius", "weight") if other != name]
     same = np.logical_and.reduce([candidates[other] == candidates[other].mode().max() for other in others])
     return candidates[same].sort_values(name)
-
-
-def dots(axis: Axes, table: pd.DataFrame, names: Sequence[str]) -> None:
-    """A row for each method: its seeds as dots, their mean as a diamond."""
-    for place, name in enumerate(names):
-        values = table[name].dropna()
-        color = STYLES[name]["color"]
-        axis.plot(values, np.full(len(values), place), "o", color=color, alpha=0.35, markersize=3.5)
-        axis.plot(values.mean(), place, "D", color=color, markersize=5)
-    axis.set_yticks(range(len(names)), [LABELS[name] for name in names])
 
 
 def seed_table(tables: Tables, setting: str, metric: str) -> pd.DataFrame:

@@ -38,6 +38,12 @@ class NetworkStep(NamedTuple):
     prediction_type: str
     decode: Callable[[Tensor], Tensor]
 
+    @property
+    def guidance(self) -> dict[str, Any]:
+        """What `shared.t2i.guidance.embedding_gradient` takes of a step by name."""
+        names = ("uncond_output", "guidance_scale", "alpha_cumprod", "prediction_type", "decode")
+        return {name: getattr(self, name) for name in names}
+
 
 EmbeddingUpdate = Callable[[NetworkStep, Tensor, Tensor], Tensor]
 """`(step, embedding (B, L, D), the prompt's own embedding (B, L, D)) -> embedding` for this and all later steps."""

@@ -4,6 +4,7 @@ import sys
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from example_paper import paper, tables
 
@@ -20,6 +21,7 @@ from shared.plotting import (
     plot_claims,
     point_style,
     save_figure,
+    seed_dots,
 )
 
 
@@ -146,3 +148,14 @@ def test_points_of_two_methods_with_one_colour_differ():
     styles = method_styles([str(number) for number in range(28)])
     looks = {tuple(sorted(point_style(style).items())) for style in styles.values()}
     assert len(looks) == 28 and {dict(look)["linestyle"] for look in looks} == {"none"}
+
+
+def test_seeds_are_dots_in_the_row_of_their_method():
+    _, axes = new_figure()
+    table = pd.DataFrame({"new": [1.0, 3.0], "old": [5.0, np.nan]})
+    seed_dots(axes[0, 0], table, method_styles(["old", "new"]), {"old": "Old", "new": "New"})
+    seeds_new, mean_new, seeds_old, mean_old = axes[0, 0].lines
+    assert seeds_new.get_xdata().tolist() == [1, 3] and seeds_new.get_ydata().tolist() == [0, 0]
+    assert mean_new.get_xdata()[0] == 2 and mean_new.get_color() == method_styles(["old", "new"])["new"]["color"]
+    assert seeds_old.get_xdata().tolist() == [5] and mean_old.get_ydata()[0] == 1
+    assert [label.get_text() for label in axes[0, 0].get_yticklabels()] == ["New", "Old"]

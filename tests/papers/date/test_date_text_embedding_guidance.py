@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from smooth_system import ALPHA, EMBEDDING, LATENTS, UNCOND, B, C, D, H, L, denoise, draw, evaluate
 from torch import nn
 
 from papers.date.text_embedding_guidance import (
@@ -13,27 +14,6 @@ from papers.date.text_embedding_guidance import (
     predict_clean_latents,
     update_step_indices,
 )
-
-B, C, H, L, D = 3, 2, 4, 5, 6
-ALPHA = 0.3
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-LATENTS, EMBEDDING, UNCOND = draw(B, C, H, H), draw(B, L, D, seed=1), draw(B, C, H, H, seed=2)
-MIX = draw(C * H * H, L * D, seed=3) / 5
-REWARD = draw(C * H * H, seed=4)
-
-
-def denoise(latents, embedding):
-    """A smooth network that mixes latents and embedding, sample by sample."""
-    return torch.tanh(latents.flatten(1) + embedding.flatten(1) @ MIX.T).view_as(latents)
-
-
-def evaluate(decoded):
-    return torch.sin(decoded.flatten(1) @ REWARD / 5)
 
 
 def adapt(embedding=EMBEDDING, *, network=denoise, reward=evaluate, rows=slice(None), **options):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from smooth_system import ALPHA, EMBEDDING, LATENTS, UNCOND, B, C, D, H, L, denoise, draw, evaluate
 
 from papers.stg.safe_text_guidance import (
     centered_update_window,
@@ -15,29 +16,9 @@ from papers.stg.safe_text_guidance import (
     unsafe_confidence,
 )
 
-B, C, H, L, D = 3, 2, 4, 5, 6
-ALPHA = 0.3
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-LATENTS, EMBEDDING, UNCOND = draw(B, C, H, H), draw(B, L, D, seed=1), draw(B, C, H, H, seed=2)
-MIX = draw(C * H * H, L * D, seed=3) / 5
-UNSAFE = draw(C * H * H, seed=4)
-
-
-def denoise(latents, embedding):
-    return torch.tanh(latents.flatten(1) + embedding.flatten(1) @ MIX.T).view_as(latents)
-
-
-def unsafe_value(decoded):
-    return torch.sin(decoded.flatten(1) @ UNSAFE / 5)
-
 
 def scoring(*flags):
-    return lambda decoded: (unsafe_value(decoded), torch.tensor(flags))
+    return lambda decoded: (evaluate(decoded), torch.tensor(flags))
 
 
 def guide(embedding=EMBEDDING, *, flags=(True, False, True), network=denoise, score=None, **options):
@@ -47,7 +28,7 @@ def guide(embedding=EMBEDDING, *, flags=(True, False, True), network=denoise, sc
 
 def value(embedding):
     output = UNCOND + 3.0 * (denoise(LATENTS, embedding) - UNCOND)
-    return unsafe_value(predict_clean_latents(LATENTS, output, ALPHA, "epsilon"))
+    return evaluate(predict_clean_latents(LATENTS, output, ALPHA, "epsilon"))
 
 
 def lengths(difference):
@@ -147,7 +128,7 @@ def test_an_unflagged_batch_costs_no_backward_pass():
             raise AssertionError("backward")
 
     def score(flag):
-        return lambda decoded: (NoBackward.apply(unsafe_value(decoded)), torch.full((B,), flag))
+        return lambda decoded: (NoBackward.apply(evaluate(decoded)), torch.full((B,), flag))
 
     found, flags, _ = guide(score=score(False))
     assert torch.equal(found, EMBEDDING) and not flags.any()
@@ -227,8 +208,8 @@ def test_theorem_1_is_exact_in_the_linear_gaussian_model(alpha, step_size):
         ({"prior_weight": 1.0}, "anchor_embedding"),
         ({"step_size": float("nan")}, "step_size"),
         ({"flags": (True, False)}, "score"),
-        ({"score": lambda decoded: (unsafe_value(decoded), torch.ones(B))}, "score"),
-        ({"score": lambda decoded: (unsafe_value(decoded.detach()), torch.tensor([True] * B))}, "score"),
+        ({"score": lambda decoded: (evaluate(decoded), torch.ones(B))}, "score"),
+        ({"score": lambda decoded: (evaluate(decoded.detach()), torch.tensor([True] * B))}, "score"),
         ({"uncond_output": UNCOND[:1]}, "uncond_output"),
         ({"embedding": EMBEDDING[:1]}, "text_embedding"),
     ],
@@ -264,7 +245,7 @@ def test_data_guidance_pushes_flagged_samples_to_safety():
     )
 
     def at(latents):
-        return unsafe_value(predict_clean_latents(latents, predict_noise(latents), ALPHA, "epsilon"))
+        return evaluate(predict_clean_latents(latents, predict_noise(latents), ALPHA, "epsilon"))
 
     step = torch.zeros_like(LATENTS)
     step[:, 1, 2, 3] = 1e-6
