@@ -97,7 +97,7 @@ def evaluate(
 
 
 def measured(responses: pd.DataFrame, base: float) -> pd.DataFrame:
-    """The responses of one setting and seed with all of ``COMPARED`` and ``REPORTED``.
+    """The responses of one setting and seed with all of ``COMPARED``.
 
     The opponents are sampled at the temperature ``base``, whatever that of the responses is.
     """
@@ -112,15 +112,12 @@ def measured(responses: pd.DataFrame, base: float) -> pd.DataFrame:
     for metric, opponent in WINS.items():
         table.loc[table["method"] == opponent, metric] = np.nan  # a method against itself
     table["entropy"] = table["entropy"].astype(float)
-    table["distinct_1"] = [distinct_n([text]) for text in table["response"]]
     run = ["method", "split", "temperature"]
     totals = table.groupby(run)[["entropy", "tokens"]].transform("sum")
     sizes = table.groupby(run)["tokens"].transform("size")
     table["entropy"] = entropy_by_response(
         table["entropy"], table["tokens"], totals["entropy"], totals["tokens"], sizes
     )
-    # What float32 cannot tell apart would only take room among the units.
-    table["entropy"] = table["entropy"].astype("float32").astype(float)
     return table
 
 
@@ -179,9 +176,13 @@ def with_derived_methods(
 
 
 def response_units(responses: pd.DataFrame) -> pd.DataFrame:
-    """Long rows of ``COMPARED``; a unit is a prompt with the number of the sample."""
+    """Long rows of ``COMPARED``; a unit is a prompt with the number of the sample.
+
+    Values have half precision: finer digits would take room, and are lost in any mean over responses.
+    """
     named = responses.assign(unit=responses["prompt_id"].astype(str) + "-" + responses["sample"].astype(str))
-    return named.melt(id_vars=["method", "unit"], value_vars=COMPARED, var_name="metric")
+    long = named.melt(id_vars=["method", "unit"], value_vars=COMPARED, var_name="metric")
+    return long.assign(value=long["value"].astype("float16").astype(float))
 
 
 def descriptions(responses: pd.DataFrame, options: EvaluationOptions) -> pd.DataFrame:
@@ -189,7 +190,8 @@ def descriptions(responses: pd.DataFrame, options: EvaluationOptions) -> pd.Data
 
     Self-BLEU is taken within groups of a prompt's samples; samples that fill no group are left out.
     """
-    means = responses.groupby("method")[REPORTED].mean()
+    words = responses.assign(distinct_1=[distinct_n([text]) for text in responses["response"]])
+    means = words.groupby("method")[REPORTED].mean()
     grouped = responses.assign(group=responses["sample"] // options.group)
     texts = grouped.groupby(["method", "prompt_id", "group"])["response"].apply(list)
     full = texts[texts.map(len) == options.group].groupby("method")

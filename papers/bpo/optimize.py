@@ -322,7 +322,10 @@ def held_out_margins(bench: Bench, policy: nn.Module, method: str, accelerator: 
 
 
 def all_samples(bench: Bench, policy: nn.Module, method: str, accelerator: Accelerator) -> pd.DataFrame:
-    """Responses of a policy to all prompts: columns as of :func:`sample`, and split, temperature."""
+    """Responses of a policy to all prompts: columns as of :func:`sample`, and split, temperature.
+
+    The texts are kept of the test prompts at the temperature that all methods share.
+    """
     options = bench.options
     plan = [("validation", options.sampling.temperature, options.validation_samples)]
     temperatures = options.temperatures if method in options.tempered_methods else ()
@@ -332,6 +335,8 @@ def all_samples(bench: Bench, policy: nn.Module, method: str, accelerator: Accel
     parts = []
     for stream, (split, temperature, count) in enumerate(plan):
         drawn = sample(bench, policy, split, temperature, count, SAMPLING_STREAM + stream, accelerator)
+        if (split, temperature) != ("test", options.sampling.temperature):
+            drawn["response"] = None  # scores and entropies are all that is asked of them, and texts take much room
         parts.append(drawn.assign(split=split, temperature=float(temperature)))
     return pd.concat(parts, ignore_index=True)
 
@@ -343,7 +348,7 @@ def sample(
 
     Returns:
         columns prompt_id, sample, response, tokens (EOS included), entropy (summed over the response's tokens, of the
-        tempered distribution, nats), score (the judge's).
+        tempered distribution, nats, to half precision), score (the judge's).
     """
     options, tokenizer, model = bench.options, bench.tokenizer, accelerator.unwrap_model(policy)
     token_ids = {"eos_id": tokenizer.eos_token_id, "pad_id": tokenizer.pad_token_id}
@@ -370,7 +375,7 @@ def sample(
                         "sample": part % count,
                         "response": texts,
                         "tokens": [len(ids) for ids in written],
-                        "entropy": entropies.float().cpu().numpy(),
+                        "entropy": entropies.half().float().cpu().numpy(),
                         "score": bench.judge(table["prompt"].iloc[asked].tolist(), texts, finished),
                     }
                 )
