@@ -78,7 +78,8 @@ def run_stage(data, folder, methods=METHODS, options=OPTIONS, **changed):
 
 
 def bench_of(data):
-    return stage.open_bench(OPTIONS, 3, *(data[name] for name in ("pairs", "held_out", "prompts", "references", "model")))
+    names = ("pairs", "held_out", "prompts", "references", "model")
+    return stage.open_bench(OPTIONS, 3, *(data[name] for name in names))
 
 
 @pytest.fixture(scope="module")
