@@ -13,14 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from papers.date.variants import Variant
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt and the kind of task it is, for tables by task."""
-
-    text: str
-    task: str
+from shared.t2i.prompt_files import Prompt
 
 
 @dataclass(frozen=True)

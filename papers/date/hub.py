@@ -13,13 +13,15 @@ from accelerate.utils import gather_object
 from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import Tensor
 
-from papers.date.clip_scorer import ClipScorer, load_clip
-from papers.date.drawn import Drawn, Prompt, StepTrace, as_bytes, shown_rows
+from papers.date.drawn import Drawn, StepTrace, as_bytes, shown_rows
 from papers.date.methods import embedding_update
 from papers.date.options import HubOptions, SamplerOptions
 from papers.date.variants import Variant, parse_schedules
 from shared.data_order import chunks, generator_for
-from shared.t2i.pipeline_hooks import NetworkStep, embedding_updates
+from shared.t2i.clip_scorer import ClipScorer, load_clip
+from shared.t2i.pipeline_hooks import plugged_in
+from shared.t2i.prompt_files import Prompt
+from shared.t2i.step_method import NetworkStep, StepMethod
 
 SUPPORTED = ("fixed", "date", "random")
 
@@ -114,7 +116,7 @@ class HubBench:
             traces[0].embedding(step.index, embedding, after)
             return after
 
-        return embedding_updates(self.pipeline, update, self.schedules[variant.schedule])
+        return plugged_in(self.pipeline, StepMethod(change_embedding=update, steps=self.schedules[variant.schedule]))
 
 
 def merge_parts(parts: list[dict[str, object]]) -> Drawn:

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from papers.date.text_embedding_guidance import adapt_text_embedding, data_space_guidance, normalized_ascent_step
+from papers.date.text_embedding_guidance import adapt_text_embedding, normalized_ascent_step
 from papers.date.variants import Variant
 from shared.data_order import generator_for
-from shared.t2i.guidance import predict_clean_latents, predict_noise
-from shared.t2i.pipeline_hooks import EmbeddingUpdate, NetworkStep
+from shared.t2i.guidance import predict_noise
+from shared.t2i.step_method import EmbeddingUpdate, NetworkStep
 
 Evaluate = Callable[[Tensor], Tensor]
 """h: decoded images (B, ...) -> rewards (B,)."""
@@ -60,30 +60,3 @@ def next_noisy_latents(clean: Tensor, latents: Tensor, alpha_cumprod: float, nex
     """
     noise = predict_noise(latents, clean, alpha_cumprod, "sample")
     return next_alpha_cumprod**0.5 * clean + (1 - next_alpha_cumprod) ** 0.5 * noise
-
-
-def universal_guidance(
-    predict_clean: Callable[[Tensor], Tensor],
-    evaluate: Evaluate,
-    latents: Tensor,
-    *,
-    alpha_cumprod: float,
-    scale: float,
-    decode: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """The clean prediction (B, C, H, W) under Universal Guidance, for a network that predicts clean latents.
-
-    Args:
-        predict_clean: from latents to x̄0 with classifier-free guidance, differentiable.
-        evaluate: the reward.
-        latents: x, (B, C, H, W).
-        alpha_cumprod: ᾱ in (0, 1).
-        scale: of the guidance.
-        decode: from latents to what is evaluated.
-    """
-
-    def noise_of(moved: Tensor) -> Tensor:
-        return predict_noise(moved, predict_clean(moved), alpha_cumprod, "sample")
-
-    noise, _ = data_space_guidance(noise_of, evaluate, latents, alpha_cumprod=alpha_cumprod, scale=scale, decode=decode)
-    return predict_clean_latents(latents, noise, alpha_cumprod, "epsilon")

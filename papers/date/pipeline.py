@@ -13,7 +13,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from papers.date.text_embedding_guidance import adapt_text_embedding
-from shared.t2i.pipeline_hooks import NetworkStep, embedding_updates
+from shared.t2i.pipeline_hooks import plugged_in
+from shared.t2i.step_method import NetworkStep, StepMethod
 
 
 def adaptive_text_embedding(
@@ -56,4 +57,4 @@ def adaptive_text_embedding(
         )
         return adapted
 
-    return embedding_updates(pipeline, update, steps)
+    return plugged_in(pipeline, StepMethod(change_embedding=update, steps=steps))

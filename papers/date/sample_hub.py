@@ -8,9 +8,9 @@ from accelerate import PartialState
 
 from papers.date.hub import open_hub
 from papers.date.options import HubOptions, SamplerOptions
-from papers.date.prompt_files import read_prompts, split_prompts
 from papers.date.sample import draw_all, write_drawn
 from shared.stage import Input, Output, run
+from shared.t2i.prompt_files import read_prompts, split_prompts
 from shared.tables import read_table
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from papers.date.drawn import Drawn, Prompt, StepTrace, as_bytes, shown_rows
+from papers.date.drawn import Drawn, StepTrace, as_bytes, shown_rows
 from papers.date.methods import Evaluate
 from papers.date.options import SamplerOptions, ScenePromptOptions
 from papers.date.scene_hooks import SceneRun
@@ -21,10 +21,12 @@ from shared.t2i.metrics import detect_all, frechet_distance
 from shared.t2i.model import LatentCodec
 from shared.t2i.networks import load_network
 from shared.t2i.pipeline import ScenePipeline, load_pipeline
+from shared.t2i.prompt_files import Prompt
 from shared.t2i.prompts import mini_geneval
 from shared.t2i.sampling import Step, initial_noise, sample
 from shared.t2i.scenes import render_scene
 from shared.t2i.scorer import DualEncoderScorer
+from shared.t2i.step_method import sampler_hooks
 
 SCORERS = ("guidance", "preference", "plain", "evaluator")
 """The first three are rewards that may be followed; only the checker and the evaluator decide claims."""
@@ -102,13 +104,13 @@ class SceneBench:
             self._reward(variant.reward, rows),
             self.seed,
             rows.tolist(),
-            embedding,
-            empty,
         )
-        with run.hooks() as (change_embedding, change_output):
+        with run.method() as method:
+            hooks = sampler_hooks(method, self.pipeline.denoise, embedding, empty)
 
             def embedding_hook(step: Step, before: Tensor) -> Tensor:
-                after = change_embedding(step, before)
+                change = hooks["embedding_hook"]
+                after = change(step, before) if change else before
                 trace.embedding(step.index, before, after)
                 return after
 
@@ -121,7 +123,7 @@ class SceneBench:
                 num_steps=round(self.sampler.num_steps * variant.step_factor),
                 guidance_scale=self.sampler.guidance_scale,
                 embedding_hook=embedding_hook,
-                output_hook=change_output,
+                output_hook=hooks["output_hook"],
                 step_callback=lambda step, clean: trace.reward(watched(LatentCodec.decode(clean))),
             )
         return images, trace

@@ -14,25 +14,21 @@ and to first order the solution is a step of length ρ along the gradient,
 
 In practice the step starts from the embedding of the step before (`start="previous"`), which then carries over to all
 later steps. One norm is taken over all positions and features (L, D) of a sample; the unconditional embedding is never
-touched. `adapt_text_embedding` is one such update; `update_step_indices` says in which sampler steps it happens.
-
-Universal Guidance (Bansal et al., 2023), the baseline that moves the noisy latents instead, is `data_space_guidance`.
+touched. `adapt_text_embedding` is one such update; `update_step_indices` says in which sampler steps it happens. The
+gradient and the step themselves are in `shared.t2i.guidance` (`ascend_text_embedding`), since STG takes the same ones
+away from what is unsafe; so is Universal Guidance (`data_space_guidance`), the baseline that moves the noisy latents.
 """
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from shared.t2i.guidance import (
-    check_finite,
-    check_start,
-    check_step_size,
-    embedding_gradient,
-    guided_noise,
+    ascend_text_embedding,
+    data_space_guidance,
+    for_all,
     normalized_ascent_step,
     predict_clean_latents,
-    prior_gradient,
 )
 
 __all__ = [
@@ -128,72 +124,21 @@ def adapt_text_embedding(
             step or prior; scores that are not (B,) or have no gradient; shapes as in `predict_clean_latents`.
         FloatingPointError: a gradient that is not finite.
     """
-    check_step_size(step_size)
-    check_start(start, text_embedding, anchor_embedding, prior_weight)
-    if num_updates < 1:
-        raise ValueError(f"num_updates: must be at least 1, got {num_updates}")
-
-    def score(decoded: Tensor) -> tuple[Tensor, Tensor]:
-        values = evaluate(decoded)
-        return values, torch.ones(len(noisy_latents), dtype=torch.bool, device=values.device)
-
-    embedding, first_scores = text_embedding.detach(), None
-    for _ in range(num_updates):
-        gradient, scores, _ = embedding_gradient(
-            denoise,
-            score,
-            noisy_latents,
-            embedding,
-            uncond_output=uncond_output,
-            guidance_scale=guidance_scale,
-            alpha_cumprod=alpha_cumprod,
-            prediction_type=prediction_type,
-            decode=decode,
-        )
-        first_scores = scores if first_scores is None else first_scores
-        if prior_weight:
-            gradient = gradient - prior_weight * prior_gradient(embedding, anchor_embedding)
-        base = embedding if start == "previous" else anchor_embedding.detach()
-        embedding = _step(base, gradient, step_size, normalize)
-    return embedding, first_scores
-
-
-def _step(base: Tensor, gradient: Tensor, step_size: float, normalize: bool) -> Tensor:
-    if normalize:
-        return normalized_ascent_step(base, gradient, step_size)
-    check_finite(gradient)
-    return base + step_size * gradient
-
-
-def data_space_guidance(
-    predict_noise: Callable[[Tensor], Tensor],
-    evaluate: Callable[[Tensor], Tensor],
-    noisy_latents: Tensor,
-    *,
-    alpha_cumprod: float,
-    scale: float,
-    decode: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Universal Guidance: ε - scale · √(1-ᾱ) · ∇_x h(D(x̄0(x))), and the scores (B,); both detached.
-
-    Args:
-        predict_noise: from latents (B, C, H, W) to ε with classifier-free guidance.
-        evaluate: h, from decoded clean predictions to (B,); higher is better.
-        noisy_latents: x, (B, C, H, W).
-        alpha_cumprod: ᾱ in (0, 1].
-        scale: of the guidance.
-        decode: D; None: the latents themselves are evaluated.
-
-    Raises:
-        ValueError: a scale that is not finite, ᾱ outside (0, 1], or scores that are not (B,) or have no gradient.
-        FloatingPointError: a gradient that is not finite.
-    """
-
-    def score(decoded: Tensor) -> tuple[Tensor, Tensor]:
-        values = evaluate(decoded)
-        return values, torch.ones(len(noisy_latents), dtype=torch.bool, device=values.device)
-
-    noise, scores, _ = guided_noise(
-        predict_noise, score, noisy_latents, alpha_cumprod=alpha_cumprod, scale=scale, decode=decode
+    found = ascend_text_embedding(
+        denoise,
+        for_all(evaluate),
+        noisy_latents,
+        text_embedding,
+        uncond_output=uncond_output,
+        guidance_scale=guidance_scale,
+        alpha_cumprod=alpha_cumprod,
+        prediction_type=prediction_type,
+        decode=decode,
+        step_size=step_size,
+        anchor_embedding=anchor_embedding,
+        start=start,
+        num_updates=num_updates,
+        prior_weight=prior_weight,
+        normalize=normalize,
     )
-    return noise, scores
+    return found.embedding, found.values

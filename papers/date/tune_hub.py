@@ -6,9 +6,9 @@ from accelerate import PartialState
 
 from papers.date.hub import open_hub
 from papers.date.options import HubOptions, SamplerOptions, TuneOptions
-from papers.date.prompt_files import read_prompts, split_prompts
 from papers.date.tune import try_strengths
 from shared.stage import Input, Output, run
+from shared.t2i.prompt_files import read_prompts, split_prompts
 from shared.tables import write_table
 
 

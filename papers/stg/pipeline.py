@@ -13,7 +13,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from papers.stg.safe_text_guidance import guide_text_embedding
-from shared.t2i.pipeline_hooks import NetworkStep, embedding_updates
+from shared.t2i.pipeline_hooks import plugged_in
+from shared.t2i.step_method import NetworkStep, StepMethod
 
 
 def safe_text_embedding(
@@ -54,4 +55,4 @@ def safe_text_embedding(
         )
         return guided
 
-    return embedding_updates(pipeline, update, tuple(steps))
+    return plugged_in(pipeline, StepMethod(change_embedding=update, steps=tuple(steps)))

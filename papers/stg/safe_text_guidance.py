@@ -21,15 +21,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from shared.t2i.guidance import (
-    check_start,
-    check_step_size,
-    embedding_gradient,
-    guided_noise,
-    normalized_ascent_step,
-    predict_clean_latents,
-    prior_gradient,
-)
+from shared.t2i.guidance import ascend_text_embedding, guided_noise, normalized_ascent_step, predict_clean_latents
 
 __all__ = [
     "centered_update_window",
@@ -132,11 +124,14 @@ def guide_text_embedding(
             or flags that are not (B,), or values without gradient; shapes as in `predict_clean_latents`.
         FloatingPointError: a gradient of a flagged sample that is not finite.
     """
-    check_step_size(step_size)
-    check_start(start, text_embedding, anchor_embedding, prior_weight)
-    gradient, values, flags = embedding_gradient(
+
+    def safety(decoded: Tensor) -> tuple[Tensor, Tensor]:
+        values, flags = unsafe_score(decoded)
+        return -values, flags
+
+    found = ascend_text_embedding(
         denoise,
-        unsafe_score,
+        safety,
         noisy_latents,
         text_embedding,
         uncond_output=uncond_output,
@@ -144,14 +139,13 @@ def guide_text_embedding(
         alpha_cumprod=alpha_cumprod,
         prediction_type=prediction_type,
         decode=decode,
+        step_size=step_size,
+        anchor_embedding=anchor_embedding,
+        start=start,
+        prior_weight=prior_weight,
     )
-    embedding = text_embedding.detach()
-    if prior_weight:
-        gradient = gradient + prior_weight * prior_gradient(embedding, anchor_embedding)
-    base = embedding if start == "previous" else anchor_embedding.detach()
-    stepped = normalized_ascent_step(base, -gradient, step_size)
-    moves = flags & (gradient != 0).flatten(1).any(dim=1)
-    return torch.where(moves.view(-1, 1, 1), stepped, embedding), flags, values
+    embedding = torch.where(found.moved.view(-1, 1, 1), found.embedding, text_embedding.detach())
+    return embedding, found.active, -found.values
 
 
 def safe_data_guidance(

@@ -1,16 +1,21 @@
-"""Gradients of a reward on the predicted clean image, with respect to the text embedding or to the noisy latents.
+"""Guidance by gradients of a reward on the predicted clean image: of the text embedding, and of the noisy latents.
 
 Both differentiate h(D(x̄0)): the noisy latents x (B, C, H, W) and the denoiser's output give the clean prediction x̄0,
 a decoder D makes an image of it, and h scores it with one number per sample. ᾱ is the cumulative signal level of the
 noise schedule; the noisy latents are √ᾱ x0 + √(1-ᾱ) ε.
+
+`ascend_text_embedding` moves the text embedding (DATE, and STG with the sign turned), `data_space_guidance` the noisy
+latents (Universal Guidance; Bansal et al., 2023), which `universal_guidance` plugs into a sampler.
 """
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from shared.t2i.step_method import NetworkStep, StepMethod
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 STARTS = ("previous", "anchor")
@@ -37,6 +42,22 @@ class Gradient(NamedTuple):
     gradient: Tensor
     values: Tensor
     active: Tensor
+
+
+class Ascent(NamedTuple):
+    """What :func:`ascend_text_embedding` finds; all detached.
+
+    Attributes:
+        embedding: (B, L, D).
+        values: (B,), of the score at the incoming embedding.
+        active: (B,) bool, by the score at the incoming embedding.
+        moved: (B,) bool, whether the gradient of an active sample is not zero.
+    """
+
+    embedding: Tensor
+    values: Tensor
+    active: Tensor
+    moved: Tensor
 
 
 def predict_clean_latents(
@@ -80,6 +101,21 @@ def predict_noise(
     alpha = _per_sample(alpha_cumprod, noisy_latents)
     scale = (1 - alpha).sqrt()
     return torch.where(scale > 0, (noisy_latents - alpha.sqrt() * clean) / scale, 0.0)
+
+
+def output_of_noise(
+    noisy_latents: Tensor, noise: Tensor, alpha_cumprod: float | Tensor, prediction_type: str = "epsilon"
+) -> Tensor:
+    """The denoiser's output that stands for a noise ε: the inverse of `predict_noise`, with its errors."""
+    if prediction_type == "epsilon" and noisy_latents.shape == noise.shape:
+        return noise
+    clean = predict_clean_latents(noisy_latents, noise, alpha_cumprod, "epsilon")
+    if prediction_type == "sample":
+        return clean
+    if prediction_type == "v_prediction":
+        alpha = _per_sample(alpha_cumprod, noisy_latents)
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+    raise ValueError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
 
 
 def normalized_ascent_step(base_embedding: Tensor, gradient: Tensor, step_size: float) -> Tensor:
@@ -160,6 +196,66 @@ def embedding_gradient(
     return Gradient(gradient, values.detach(), active)
 
 
+def ascend_text_embedding(
+    denoise: Denoise,
+    score: Score,
+    noisy_latents: Tensor,
+    text_embedding: Tensor,
+    *,
+    step_size: float,
+    anchor_embedding: Tensor | None = None,
+    start: str = "previous",
+    num_updates: int = 1,
+    prior_weight: float = 0.0,
+    normalize: bool = True,
+    **guidance: Any,
+) -> Ascent:
+    """The embedding after some steps of length ρ along the score's gradient; samples that are not active keep theirs.
+
+    Works inside `torch.no_grad()`; no parameter gets a gradient.
+
+    Args:
+        denoise: as in `embedding_gradient`; called `num_updates` times.
+        score: as there; it is raised.
+        noisy_latents: (B, C, H, W).
+        text_embedding: (B, L, D), as the sampler's steps before left it. The first gradient is taken here.
+        step_size: ρ >= 0, the step's length; with `normalize=False` the gradient's factor.
+        anchor_embedding: c_org, (B, L, D), the prompt's own; needed by `start="anchor"` and the prior.
+        start: where steps start: at the current embedding (`previous`) or at c_org (`anchor`).
+        num_updates: K >= 1 steps, each with a gradient of its own.
+        prior_weight: λ >= 0 of the penalty λ · mean((c_org - c)²).
+        normalize: whether the gradient is scaled to unit length.
+        guidance: what else `embedding_gradient` takes.
+
+    Raises:
+        ValueError: unknown start; no anchor where one is needed, or of another shape; fewer than one update; a negative
+            step or prior; and as `embedding_gradient`.
+        FloatingPointError: as `embedding_gradient`.
+    """
+    check_step_size(step_size)
+    check_start(start, text_embedding, anchor_embedding, prior_weight)
+    if num_updates < 1:
+        raise ValueError(f"num_updates: must be at least 1, got {num_updates}")
+    embedding, first = text_embedding.detach(), None
+    for _ in range(num_updates):
+        found = embedding_gradient(denoise, score, noisy_latents, embedding, **guidance)
+        gradient = found.gradient
+        if prior_weight:
+            gradient = gradient - prior_weight * prior_gradient(embedding, anchor_embedding)
+        base = embedding if start == "previous" else anchor_embedding.detach()
+        stepped = _step(base, gradient, step_size, normalize)
+        embedding = torch.where(found.active.view(-1, 1, 1), stepped, embedding)
+        first = found if first is None else first
+    return Ascent(embedding, first.values, first.active, found.active & (gradient != 0).flatten(1).any(dim=1))
+
+
+def _step(base: Tensor, gradient: Tensor, step_size: float, normalize: bool) -> Tensor:
+    if normalize:
+        return normalized_ascent_step(base, gradient, step_size)
+    check_finite(gradient)
+    return base + step_size * gradient
+
+
 def guided_noise(
     predict_noise: Callable[[Tensor], Tensor],
     score: Score,
@@ -195,6 +291,68 @@ def guided_noise(
         values, active = _scored(score, clean if decode is None else decode(clean), len(noisy_latents))
         gradient = _gradient(values, active, leaf)
     return noise.detach() - scale * math.sqrt(1 - alpha_cumprod) * gradient, values.detach(), active
+
+
+def data_space_guidance(
+    predict_noise: Callable[[Tensor], Tensor],
+    evaluate: Callable[[Tensor], Tensor],
+    noisy_latents: Tensor,
+    *,
+    alpha_cumprod: float,
+    scale: float,
+    decode: Decode | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Universal Guidance: ε - scale · √(1-ᾱ) · ∇_x h(D(x̄0(x))), and the scores (B,); both detached.
+
+    Args:
+        predict_noise: from latents (B, C, H, W) to ε with classifier-free guidance.
+        evaluate: h, from decoded clean predictions to (B,); higher is better.
+        noisy_latents: x, (B, C, H, W).
+        alpha_cumprod: ᾱ in (0, 1].
+        scale: of the guidance.
+        decode: D; None: the latents themselves are evaluated.
+
+    Raises:
+        ValueError: a scale that is not finite, ᾱ outside (0, 1], or scores that are not (B,) or have no gradient.
+        FloatingPointError: a gradient that is not finite.
+    """
+    noise, scores, _ = guided_noise(
+        predict_noise, for_all(evaluate), noisy_latents, alpha_cumprod=alpha_cumprod, scale=scale, decode=decode
+    )
+    return noise, scores
+
+
+def universal_guidance(evaluate: Callable[[Tensor], Tensor], scale: float) -> StepMethod:
+    """`data_space_guidance` in all steps of a sampler; it evaluates the network with and without prompt once more.
+
+    Args:
+        evaluate: h, from images of the sampler's range to rewards (B,).
+        scale: of the guidance.
+    """
+
+    def guide(step: NetworkStep, guided_output: Tensor) -> Tensor:
+        parametrisation = (step.alpha_cumprod, step.prediction_type)
+        noise, _ = data_space_guidance(
+            lambda latents: predict_noise(latents, step.predict(latents), *parametrisation),
+            evaluate,
+            step.latents,
+            alpha_cumprod=step.alpha_cumprod,
+            scale=scale,
+            decode=step.decode,
+        )
+        return output_of_noise(step.latents, noise, *parametrisation)
+
+    return StepMethod(change_output=guide)
+
+
+def for_all(evaluate: Callable[[Tensor], Tensor]) -> Score:
+    """A reward as a score by which every sample is guided."""
+
+    def score(decoded: Tensor) -> tuple[Tensor, Tensor]:
+        values = evaluate(decoded)
+        return values, torch.ones(len(decoded), dtype=torch.bool, device=values.device)
+
+    return score
 
 
 def prior_gradient(embedding: Tensor, anchor_embedding: Tensor) -> Tensor:

@@ -1,66 +1,34 @@
-"""Updates of the text embedding inside any of diffusers' pipelines with a U-Net, without a pipeline of one's own.
+"""Methods that act in sampler steps, inside any of diffusers' pipelines with a U-Net, without a pipeline of one's own.
 
-A pipeline calls its U-Net once a step, on the unconditional and the conditional half of a batch. `embedding_updates`
-steps in right before: it sees what the network sees, so it needs to know neither the pipeline (Stable Diffusion,
+A pipeline calls its U-Net once a step, on the unconditional and the conditional half of a batch. `plugged_in` steps in
+right before and after: it sees what the network sees, so it needs to know neither the pipeline (Stable Diffusion,
 Stable Diffusion XL, inpainting, ...) nor the scheduler. Schedulers that count noise in σ scale the latents for the
 network to unit variance at ᾱ = 1 / (1 + σ²), so ᾱ follows from the timestep for them too.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-
-class NetworkStep(NamedTuple):
-    """One sampler step as the network sees it.
-
-    Attributes:
-        index: of the step, from 0, the noisiest.
-        latents: (B, C, H, W), noisy, scaled to the network.
-        denoise: `(latents, embedding (B, L, D)) -> conditional output`, differentiable.
-        uncond_output: (B, C, H, W); zeros in a pipeline that runs without classifier-free guidance.
-        guidance_scale: w; 1 without classifier-free guidance.
-        alpha_cumprod: ᾱ of the step.
-        prediction_type: of the network.
-        decode: from latents to images (B, 3, H', W') in about [0, 1].
-    """
-
-    index: int
-    latents: Tensor
-    denoise: Callable[[Tensor, Tensor], Tensor]
-    uncond_output: Tensor
-    guidance_scale: float
-    alpha_cumprod: float
-    prediction_type: str
-    decode: Callable[[Tensor], Tensor]
-
-    @property
-    def guidance(self) -> dict[str, Any]:
-        """What `shared.t2i.guidance.embedding_gradient` takes of a step by name."""
-        names = ("uncond_output", "guidance_scale", "alpha_cumprod", "prediction_type", "decode")
-        return {name: getattr(self, name) for name in names}
-
-
-EmbeddingUpdate = Callable[[NetworkStep, Tensor, Tensor], Tensor]
-"""`(step, embedding (B, L, D), the prompt's own embedding (B, L, D)) -> embedding` for this and all later steps."""
+from shared.t2i.sampling import classifier_free_guidance
+from shared.t2i.step_method import NetworkStep, StepMethod
 
 
 @contextmanager
-def embedding_updates(pipeline: DiffusionPipeline, update: EmbeddingUpdate, steps: tuple[int, ...]) -> Iterator[None]:
-    """Within the block, each run of the pipeline updates its text embedding in some steps.
+def plugged_in(pipeline: DiffusionPipeline, method: StepMethod) -> Iterator[None]:
+    """Within the block, the method acts in each run of the pipeline; its images are decoded to about [0, 1].
 
-    In such a step the network is evaluated once more without the prompt, besides what `update` evaluates; the other
-    steps cost nothing, and a run whose embedding never changes gives the very same images. The U-Net is the only part
-    that is touched, and is as before afterwards. The block is for one run at a time.
+    Where it changes the embedding, the network is evaluated once more without the prompt, besides what the method
+    evaluates; changes of the output cost nothing. A run in which the method returns what it was given has the very same
+    images. The U-Net is the only part that is touched, and is as before afterwards. The block is for one run at a time.
 
     Args:
         pipeline: one with `unet`, `vae` and `scheduler`; a U-Net that predicts ε, v or x0.
-        update: called in those steps.
-        steps: indices of sampler steps, from 0.
+        method: what acts.
 
     Raises:
         ValueError: the pipeline has no U-Net, VAE or scheduler with a noise schedule.
@@ -68,24 +36,32 @@ def embedding_updates(pipeline: DiffusionPipeline, update: EmbeddingUpdate, step
     missing = [name for name in ("unet", "vae", "scheduler") if getattr(pipeline, name, None) is None]
     if missing or not hasattr(pipeline.scheduler, "alphas_cumprod"):
         raise ValueError(f"pipeline: need a unet, a vae and a scheduler with alphas_cumprod; lacks {missing}")
-    guide = _Guide(pipeline, update, frozenset(steps))
-    handle = pipeline.unet.register_forward_pre_hook(guide, with_kwargs=True)
+    guide = _Guide(pipeline, method)
+    handles = [
+        pipeline.unet.register_forward_pre_hook(guide.before, with_kwargs=True),
+        pipeline.unet.register_forward_hook(guide.after, with_kwargs=True),
+    ]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 class _Guide:
-    """The hook: it counts the steps of a run, and carries the embedding from one to the next."""
+    """The hooks: they count the steps of a run, and carry the embedding from one to the next."""
 
-    def __init__(self, pipeline: DiffusionPipeline, update: EmbeddingUpdate, steps: frozenset[int]) -> None:
-        self.pipeline, self.update, self.steps = pipeline, update, steps
+    def __init__(self, pipeline: DiffusionPipeline, method: StepMethod) -> None:
+        self.pipeline, self.method = pipeline, method
         self.last_timestep = float("-inf")
         self.index = 0
         self.embedding: Tensor | None = None
 
-    def __call__(
+    @property
+    def guided(self) -> bool:
+        return bool(self.pipeline.do_classifier_free_guidance)
+
+    def before(
         self, unet: torch.nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         inputs, timestep, *rest = arguments
@@ -94,53 +70,93 @@ class _Guide:
         if float(timestep) >= self.last_timestep:
             self.index, self.embedding = -1, None
         self.index, self.last_timestep = self.index + 1, float(timestep)
-        guided = bool(self.pipeline.do_classifier_free_guidance)
-        count = len(states) // 2 if guided else len(states)
-        if self.index in self.steps:
+        count = len(states) // 2 if self.guided else len(states)
+        if self.method.change_embedding and self.method.acts_in(self.index):
             current = states[-count:] if self.embedding is None else self.embedding
-            step = self._step(unet, inputs, timestep, keywords, count, guided)
-            self.embedding = self.update(step, current.detach(), states[-count:].detach()).detach()
+            call = _Call(self, unet, inputs, timestep, keywords)
+            step = call.step(call.unconditional_output())
+            self.embedding = self.method.change_embedding(step, current.detach(), states[-count:].detach()).detach()
         if self.embedding is None:
             return arguments, keywords
         states = torch.cat([states[:-count], self.embedding.to(states.dtype)])
         return (inputs, timestep, *rest), keywords | {"encoder_hidden_states": states}
 
-    def _step(
-        self,
-        unet: torch.nn.Module,
-        inputs: Tensor,
-        timestep: Tensor,
-        keywords: dict[str, Any],
-        count: int,
-        guided: bool,
-    ) -> NetworkStep:
-        total = len(inputs)
+    def after(
+        self, unet: torch.nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], found: Any
+    ) -> tuple[Tensor] | None:
+        if not (self.method.change_output and self.method.acts_in(self.index)):
+            return None
+        inputs, timestep, *_ = arguments
+        output = found[0]
+        call = _Call(self, unet, inputs, timestep, keywords)
+        uncond = output[: call.count] if self.guided else torch.zeros_like(output)
+        guided = classifier_free_guidance(uncond, output[-call.count :], call.guidance_scale)
+        changed = self.method.change_output(call.step(uncond), guided)
+        if changed is guided:
+            return None
+        # The pipeline combines both halves again: from equal ones it gets just what they are.
+        return (torch.cat([changed.detach().to(output.dtype)] * (2 if self.guided else 1)),)
 
-        def evaluate(latents: Tensor, states: Tensor, rows: slice) -> Tensor:
-            others = _rows(keywords | {"encoder_hidden_states": None, "return_dict": False}, rows, total)
-            # `forward`, not a call: that would run this hook again.
-            return unet.forward(latents, timestep, **others | {"encoder_hidden_states": states})[0]
 
-        channels = self.pipeline.vae.config.latent_channels  # inpainting has the mask in further channels
-        conditional = slice(total - count, total)
-        extra = inputs[conditional, channels:]
+class _Call:
+    """One call of the U-Net by the pipeline, which can be repeated with other latents or embeddings.
 
+    Args:
+        guide: of the run.
+        unet: the network.
+        inputs: latents of both halves, and for inpainting further channels.
+        timestep: of the call.
+        keywords: the call's other arguments.
+    """
+
+    def __init__(
+        self, guide: _Guide, unet: torch.nn.Module, inputs: Tensor, timestep: Any, keywords: dict[str, Any]
+    ) -> None:
+        self.guide, self.pipeline, self.unet = guide, guide.pipeline, unet
+        self.inputs, self.timestep, self.keywords = inputs, timestep, keywords
+        self.states = keywords["encoder_hidden_states"]
+        self.total = len(inputs)
+        self.count = self.total // 2 if guide.guided else self.total
+        self.guidance_scale = float(self.pipeline.guidance_scale) if guide.guided else 1.0
+        self.channels = self.pipeline.vae.config.latent_channels  # inpainting has the mask in further channels
+        self.conditional = slice(self.total - self.count, self.total)
+
+    def evaluate(self, latents: Tensor, states: Tensor, rows: slice) -> Tensor:
+        """Output for some rows of the batch."""
+        keywords = self.keywords | {"encoder_hidden_states": None, "return_dict": False}
+        others = _rows(keywords, rows, self.total)
+        full = torch.cat([latents, self.inputs[rows, self.channels :]], dim=1)
+        # `forward`, not a call: that would run the hooks again.
+        return self.unet.forward(full, self.timestep, **others | {"encoder_hidden_states": states})[0]
+
+    @torch.no_grad()
+    def unconditional_output(self) -> Tensor:
+        latents = self.inputs[: self.count, : self.channels]
+        if not self.guide.guided:
+            return torch.zeros_like(latents)
+        return self.evaluate(latents, self.states[: self.count], slice(0, self.count))
+
+    def step(self, uncond_output: Tensor) -> NetworkStep:
         def denoise(latents: Tensor, states: Tensor) -> Tensor:
-            return evaluate(torch.cat([latents, extra], dim=1), states, conditional)
+            return self.evaluate(latents, states, self.conditional)
 
-        latents = inputs[conditional, :channels].detach()
-        if guided:
-            with torch.no_grad():
-                uncond = evaluate(inputs[:count], keywords["encoder_hidden_states"][:count], slice(0, count))
-        else:
-            uncond = torch.zeros_like(latents)
+        def predict(latents: Tensor) -> Tensor:
+            current = self.states[self.conditional] if self.guide.embedding is None else self.guide.embedding
+            output = denoise(latents, current)
+            if not self.guide.guided:
+                return output
+            without = self.evaluate(latents, self.states[: self.count], slice(0, self.count))
+            return classifier_free_guidance(without, output, self.guidance_scale)
+
         return NetworkStep(
-            index=self.index,
-            latents=latents,
+            index=self.guide.index,
+            timestep=float(self.timestep),
+            latents=self.inputs[self.conditional, : self.channels].detach(),
             denoise=denoise,
-            uncond_output=uncond,
-            guidance_scale=float(self.pipeline.guidance_scale) if guided else 1.0,
-            alpha_cumprod=signal_level(self.pipeline.scheduler.alphas_cumprod, float(timestep)),
+            predict=predict,
+            uncond_output=uncond_output,
+            guidance_scale=self.guidance_scale,
+            alpha_cumprod=signal_level(self.pipeline.scheduler.alphas_cumprod, float(self.timestep)),
             prediction_type=self.pipeline.scheduler.config.prediction_type,
             decode=self._decode,
         )

@@ -12,15 +12,15 @@ from diffusers_pipelines import stable_diffusion
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
-from papers.date.clip_scorer import ClipScorer
 from papers.date.drawn import Prompt
 from papers.date.hub import HubBench, merge_parts, prepare_pipeline
 from papers.date.options import TuneOptions
-from papers.date.prompt_files import read_prompts, split_prompts
 from papers.date.sample import draw_all, write_drawn
 from papers.date.tune import try_strengths
 from papers.date.variants import parse_variant
 from shared.errors import InputError
+from shared.t2i.clip_scorer import ClipScorer
+from shared.t2i.prompt_files import read_prompts, split_prompts
 from shared.tables import read_table
 
 GENEVAL = [

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from papers.date.methods import embedding_update, next_noisy_latents, universal_guidance
+from papers.date.methods import embedding_update, next_noisy_latents
 from papers.date.variants import parse_variant
-from shared.t2i.pipeline_hooks import NetworkStep
+from shared.t2i.step_method import NetworkStep
 
 
 def drawn(*shape, seed=0):
@@ -17,7 +17,18 @@ def step(index=0, batch=3):
         return (embedding.mean(dim=1) @ matrix.T).view(-1, 2, 2, 2)
 
     latents = drawn(batch, 2, 2, 2, seed=1)
-    return NetworkStep(index, latents, denoise, torch.zeros_like(latents), 2.0, 0.5, "sample", lambda clean: clean)
+    return NetworkStep(
+        index=index,
+        timestep=500.0,
+        latents=latents,
+        denoise=denoise,
+        predict=lambda noisy: noisy,
+        uncond_output=torch.zeros_like(latents),
+        guidance_scale=2.0,
+        alpha_cumprod=0.5,
+        prediction_type="sample",
+        decode=lambda clean: clean,
+    )
 
 
 def reward(images):
@@ -64,15 +75,6 @@ def test_the_next_noisy_latents_are_ddims():
     latents = 0.3**0.5 * clean + 0.7**0.5 * noise
     torch.testing.assert_close(next_noisy_latents(clean, latents, 0.3, 0.6), 0.6**0.5 * clean + 0.4**0.5 * noise)
     torch.testing.assert_close(next_noisy_latents(clean, latents, 0.3, 1.0), clean)
-
-
-def test_universal_guidance_moves_the_prediction_up_the_gradient():
-    latents, alpha, scale = drawn(2, 1, 2, 2), 0.4, 0.7
-    found = universal_guidance(
-        lambda x: 0.5 * x, reward, latents, alpha_cumprod=alpha, scale=scale, decode=lambda clean: clean
-    )
-    gradient = -2 * (0.5 * latents - 1) * 0.5  # of the reward with respect to the noisy latents
-    torch.testing.assert_close(found, 0.5 * latents + scale * (1 - alpha) / alpha**0.5 * gradient)
 
 
 def test_a_kind_without_an_update_is_an_error():

@@ -4,13 +4,18 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from diffusers_pipelines import draw, embeddings, scheduler, stable_diffusion, stable_diffusion_xl
 
 from shared.t2i.guidance import predict_clean_latents
-from shared.t2i.pipeline_hooks import embedding_updates, signal_level
+from shared.t2i.pipeline_hooks import plugged_in, signal_level
+from shared.t2i.step_method import StepMethod
 
 ALL = (0, 1, 2, 3)
 
 
 def keep(step, embedding, anchor):
     return embedding
+
+
+def embedding_updates(pipeline, update, steps):
+    return plugged_in(pipeline, StepMethod(change_embedding=update, steps=steps))
 
 
 @pytest.mark.parametrize("make", [stable_diffusion, stable_diffusion_xl])
@@ -123,7 +128,7 @@ def test_the_network_is_left_as_it_was():
     pipeline = stable_diffusion()
     with pytest.raises(ZeroDivisionError), embedding_updates(pipeline, lambda *_: 1 / 0, ALL):
         draw(pipeline)
-    assert not pipeline.unet._forward_pre_hooks
+    assert not pipeline.unet._forward_pre_hooks and not pipeline.unet._forward_hooks
 
 
 def test_signal_levels_between_timesteps():
@@ -140,3 +145,65 @@ def test_a_pipeline_without_a_network_is_refused():
     pipeline.unet = None
     with pytest.raises(ValueError, match=r"^pipeline: "), embedding_updates(pipeline, keep, ALL):
         pass
+
+
+# Changes of the output
+
+
+def manual(pipeline, change, *, guidance_scale=3.0):
+    """The pipeline's DDIM sampling by hand, with `change(index, guided output, latents)` before every step."""
+    prompts, ddim = embeddings(pipeline), scheduler(prediction_type=pipeline.scheduler.config.prediction_type)
+    ddim.set_timesteps(4)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for index, timestep in enumerate(ddim.timesteps):
+            without, output = (
+                pipeline.unet(latents, timestep, encoder_hidden_states=prompts[name]).sample
+                for name in ("negative_prompt_embeds", "prompt_embeds")
+            )
+            guided = without + guidance_scale * (output - without)
+            latents = ddim.step(change(index, guided, latents), timestep, latents).prev_sample
+    return latents
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("guidance_scale", [3.0, 1.0])
+def test_the_output_is_changed_after_guidance(prediction_type, guidance_scale):
+    pipeline = stable_diffusion(prediction_type=prediction_type)
+    method = StepMethod(change_output=lambda step, output: output + 0.5 * step.latents, steps=(1, 2))
+    with plugged_in(pipeline, method):
+        found = draw(pipeline, guidance_scale=guidance_scale)
+    expected = manual(
+        pipeline,
+        lambda index, guided, latents: guided + 0.5 * latents if index in (1, 2) else guided,
+        guidance_scale=guidance_scale,
+    )
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(found, draw(pipeline, guidance_scale=guidance_scale), rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("make", [stable_diffusion, stable_diffusion_xl])
+def test_an_output_that_is_kept_changes_nothing(make):
+    pipeline = make()
+    plain = draw(pipeline)
+    with plugged_in(pipeline, StepMethod(change_output=lambda step, output: output)):
+        assert torch.equal(draw(pipeline), plain)
+    with plugged_in(pipeline, StepMethod()):
+        assert torch.equal(draw(pipeline), plain)
+
+
+@pytest.mark.parametrize("make", [stable_diffusion, stable_diffusion_xl])
+def test_a_step_can_predict_again_with_the_embedding_of_the_step(make):
+    pipeline = make()
+
+    def change_output(step, output):
+        assert torch.allclose(step.predict(step.latents), output, rtol=1e-4, atol=1e-5)
+        assert 0 <= step.timestep < 1000
+        return output
+
+    for method in (
+        StepMethod(change_output=change_output),
+        StepMethod(lambda step, embedding, anchor: embedding + 1, change_output),
+    ):
+        with plugged_in(pipeline, method):
+            draw(pipeline)

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from papers.date.drawn import Prompt
 from shared.errors import InputError
 
 COLUMNS = ("prompt", "caption")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and the kind of task it is, for tables by task."""
+
+    text: str
+    task: str
 
 
 def read_prompts(path: Path) -> list[Prompt]:
