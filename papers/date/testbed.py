@@ -15,9 +15,10 @@ from papers.date.options import SamplerOptions, ScenePromptOptions
 from papers.date.scene_hooks import SceneRun
 from papers.date.variants import Variant, parse_schedules
 from shared.data_order import chunks
+from shared.frechet import frechet_distance
 from shared.t2i.captions import PromptSpec, caption_of, sample_scene
 from shared.t2i.checker import check_prompt, prompt_score
-from shared.t2i.metrics import detect_all, frechet_distance
+from shared.t2i.metrics import detect_all
 from shared.t2i.model import LatentCodec
 from shared.t2i.networks import load_network
 from shared.t2i.pipeline import ScenePipeline, load_pipeline

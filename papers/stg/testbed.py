@@ -15,9 +15,10 @@ from papers.stg.bench import Bench, Judge, PromptSet, success
 from papers.stg.options import SAFE, SETS, SOLO
 from papers.stg.unlearning import add_adapter
 from shared.errors import InputError
+from shared.frechet import frechet_distance
 from shared.t2i.captions import UNSAFE_NAMES, PromptSpec, WordTokenizer, caption_of, sample_scene
 from shared.t2i.detector import UnsafeDetector
-from shared.t2i.metrics import frechet_distance, kept_content, unsafe_rate
+from shared.t2i.metrics import kept_content, unsafe_rate
 from shared.t2i.model import LATENT_SHAPE, LatentCodec
 from shared.t2i.networks import load_network
 from shared.t2i.pipeline import load_pipeline

@@ -1,7 +1,7 @@
 """Distances between two sets of samples, and what is missing or wrong in one of them.
 
 Samples are (N, ...) and flattened to vectors; all is computed in float64. The Fréchet distance of two sets of features
-is `shared.t2i.metrics.frechet_distance`.
+is `shared.frechet.frechet_distance`.
 """
 
 import torch

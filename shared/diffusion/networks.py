@@ -104,39 +104,73 @@ class UNetImage(nn.Module):
         return self.unet(x, 250 * noise).sample
 
 
+class MlpLogit(nn.Module):
+    """An MLP as the network of `NoisyDiscriminator`, for samples of any shape.
+
+    Args:
+        sample_shape: of one sample.
+        width: of the hidden layers.
+        depth: their number.
+        frequencies: as in `NoiseMlp`.
+    """
+
+    def __init__(self, sample_shape: tuple[int, ...], *, width: int, depth: int, frequencies: Sequence[float] = ()):
+        super().__init__()
+        self.mlp = NoiseMlp(math.prod(sample_shape), 1, width=width, depth=depth, frequencies=frequencies)
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        return self.mlp(x.flatten(1), noise).squeeze(1)
+
+
+class UNetLogit(nn.Module):
+    """The contracting half of diffusers' `UNet2DModel` as the network of `NoisyDiscriminator`, for square images.
+
+    Args:
+        image_shape: (channels, size, size).
+        channels: at each resolution, multiples of 4.
+        layers_per_block: residual blocks per resolution.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], *, channels: Sequence[int], layers_per_block: int = 1):
+        super().__init__()
+        # Its expanding half is not kept.
+        unet = UNetImage(image_shape, channels=channels, layers_per_block=layers_per_block).unet
+        self.time_proj, self.time_embedding, self.conv_in = unet.time_proj, unet.time_embedding, unet.conv_in
+        self.down_blocks, self.mid_block = unet.down_blocks, unet.mid_block
+        self.norm = nn.GroupNorm(4, channels[-1])
+        self.head = nn.Linear(channels[-1], 1)
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        embedding = self.time_embedding(self.time_proj(250 * noise).to(x.dtype))
+        hidden = self.conv_in(x)
+        for block in self.down_blocks:
+            hidden, _ = block(hidden, embedding)
+        hidden = nn.functional.silu(self.norm(self.mid_block(hidden, embedding)))
+        return self.head(hidden.mean((2, 3))).squeeze(1)
+
+
 class NoisyDiscriminator(nn.Module):
     """Logit (B,) of noisy samples being of the first of two sets, in VE coordinates, for all noise levels down to 0.
 
     Trained on balanced batches (`discriminator_loss`), it is the log ratio of the two sets' densities with noise.
 
     Args:
-        sample_shape: of one sample.
+        network: `(x scaled to unit variance (B, ...), ¼ log σ (B,)) -> (B,)`.
         sigma_data: standard deviation of the data.
-        width: of the hidden layers.
-        depth: their number.
-        frequencies: as in `NoiseMlp`, of the sample scaled to unit variance.
     """
 
-    def __init__(
-        self,
-        sample_shape: tuple[int, ...],
-        *,
-        sigma_data: float,
-        width: int,
-        depth: int,
-        frequencies: Sequence[float] = (),
-    ):
+    def __init__(self, network: nn.Module, *, sigma_data: float):
         super().__init__()
+        self.network = network
         self.sigma_data = sigma_data
-        self.mlp = NoiseMlp(math.prod(sample_shape), 1, width=width, depth=depth, frequencies=frequencies)
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Logits (B,), in the dtype of the weights, of x (B, ...) at noise levels (B,) ≥ 0."""
         dtype = next(self.parameters()).dtype
-        scale = (sigma**2 + self.sigma_data**2).sqrt()
+        scale = (sigma**2 + self.sigma_data**2).sqrt().reshape(-1, *[1] * (x.ndim - 1))
         # Levels below the smallest of the training, 0 among them, are taken for it.
         level = sigma.clamp(min=LOWEST_SIGMA).log() / 4
-        return self.mlp((x.flatten(1) / scale[:, None]).to(dtype), level.to(dtype)).squeeze(1)
+        return self.network((x / scale).to(dtype), level.to(dtype))
 
 
 LOWEST_SIGMA = vp_to_sigma(torch.tensor(1e-5, dtype=torch.float64)).item()

@@ -25,6 +25,8 @@ class DenoiserOptions:
     """U-Net: residual blocks per resolution."""
     attention: bool = False
     """U-Net: whether all resolutions but the first attend."""
+    ema_decay: float | None = None
+    """Decay of the running mean of the weights, which is then the result of the training; None: the last weights."""
 
     def __post_init__(self) -> None:
         if self.architecture == "mlp" and len(set(self.widths)) != 1:
@@ -37,9 +39,13 @@ class DiscriminatorOptions:
 
     training: TrainingOptions
     """Its batch size counts the examples of each set, its epochs passes over the second."""
+    encoder: Literal["mlp", "unet"] = "mlp"
+    """Network: an MLP over the flattened sample, or the contracting half of diffusers' U-Net."""
     width: int = 96
-    """Size of the hidden layers."""
+    """MLP: size of the hidden layers."""
     depth: int = 3
-    """Number of hidden layers."""
+    """MLP: number of hidden layers."""
     frequencies: tuple[float, ...] = ()
-    """Sines and cosines of π f x are further inputs for every f."""
+    """MLP: sines and cosines of π f x are further inputs for every f."""
+    channels: tuple[int, ...] = (32, 64)
+    """U-Net: channels at each resolution, multiples of 4."""

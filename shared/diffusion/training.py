@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from shared.diffusion.denoisers import EdmDenoiser, edm_loss_weight, lognormal_sigmas, per_sample
 from shared.diffusion.networks import (
     MlpImage,
+    MlpLogit,
     NoisyDiscriminator,
     UNetImage,
+    UNetLogit,
     discriminator_loss,
     discriminator_sigmas,
 )
 from shared.diffusion.options import DenoiserOptions, DiscriminatorOptions
-from shared.training import fit
+from shared.t2i.model import RunningMean
+from shared.training import adamw, fit
 
 Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """`(denoised (B, ...), clean (B, ...), x (B, ...), sigma (B,)) -> losses (B,)`, where x is clean with noise."""
@@ -45,13 +48,13 @@ def build_discriminator(
     """The discriminator with random weights, a function of the options and the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return NoisyDiscriminator(
-            sample_shape,
-            sigma_data=sigma_data,
-            width=options.width,
-            depth=options.depth,
-            frequencies=options.frequencies,
-        )
+        if options.encoder == "mlp":
+            network: nn.Module = MlpLogit(
+                sample_shape, width=options.width, depth=options.depth, frequencies=options.frequencies
+            )
+        else:
+            network = UNetLogit(sample_shape, channels=options.channels)
+        return NoisyDiscriminator(network, sigma_data=sigma_data)
 
 
 def score_matching(sigma_data: float) -> Objective:
@@ -89,7 +92,8 @@ def train_denoiser(
         log_every: steps between records.
 
     Returns:
-        the trained denoiser in evaluation mode, and records of step, loss, grad_norm and learning_rate.
+        the trained denoiser in evaluation mode, with the running mean of its weights where the options ask for one; and
+        records of step, loss, grad_norm and learning_rate.
 
     Raises:
         ValueError: a batch size that is not in [1, size].
@@ -102,18 +106,26 @@ def train_denoiser(
         x = clean + per_sample(sigma, clean) * torch.randn_like(clean)
         return losses(model(x, sigma), clean, x, sigma).mean(), {}
 
+    training = options.training
+    optimizer = adamw(denoiser, training.learning_rate, weight_decay=training.weight_decay)
+    if options.ema_decay is not None:
+        mean = accelerator.prepare_model(RunningMean(denoiser, options.ema_decay), evaluation_mode=True)
+        optimizer.register_step_post_hook(lambda *_: accelerator.unwrap_model(mean).update(denoiser))
     model, records = fit(
         loss_of,
         denoiser,
-        options.training,
+        training,
         size=size,
         make_batch=lambda numbers: clean_batch(numbers).to(accelerator.device),
         seed=seed,
         accelerator=accelerator,
         checkpoints=checkpoints,
+        optimizer=optimizer,
         log_every=log_every,
         description="denoiser",
     )
+    if options.ema_decay is not None:
+        model = accelerator.unwrap_model(mean).model
     return model.eval(), records
 
 

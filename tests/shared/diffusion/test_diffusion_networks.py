@@ -9,9 +9,11 @@ from shared.diffusion.denoisers import EdmDenoiser
 from shared.diffusion.networks import (
     LOWEST_SIGMA,
     MlpImage,
+    MlpLogit,
     NoiseMlp,
     NoisyDiscriminator,
     UNetImage,
+    UNetLogit,
     discriminator_loss,
     discriminator_sigmas,
 )
@@ -47,7 +49,7 @@ def test_mlp_sees_waves_of_its_input():
 
 
 def test_discriminator_takes_clean_samples_for_the_least_noisy():
-    network = NoisyDiscriminator((2,), sigma_data=0.5, width=8, depth=1).eval()
+    network = NoisyDiscriminator(MlpLogit((2,), width=8, depth=1), sigma_data=0.5).eval()
     x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
         clean = network(x, torch.zeros(3))
@@ -56,6 +58,17 @@ def test_discriminator_takes_clean_samples_for_the_least_noisy():
     assert clean.shape == (3,)
     torch.testing.assert_close(clean, least, rtol=1e-4, atol=1e-5)
     assert (clean - other).abs().max() > 1e-4
+
+
+def test_discriminator_of_images_sees_every_pixel_and_the_noise_level():
+    network = NoisyDiscriminator(UNetLogit((1, 8, 8), channels=(4, 8)), sigma_data=0.5).eval()
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    logits = network(x, torch.tensor([0.0, 1.0]))
+    (gradient,) = torch.autograd.grad(logits[0], x)
+    assert (gradient[0].abs() > 0).all()
+    assert not gradient[1].any()
+    with torch.no_grad():
+        assert (network(x, torch.tensor([1.0, 1.0]))[0] - logits[0]).abs() > 1e-5
 
 
 def test_discriminator_levels_are_log_uniform():
@@ -78,7 +91,7 @@ def test_discriminator_learns_the_log_ratio():
     """N(½, 1) against N(−½, 1) in one dimension: the exact logit is x/(1 + σ²), at every noise level."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    network = NoisyDiscriminator((1,), sigma_data=1.1, width=32, depth=2)
+    network = NoisyDiscriminator(MlpLogit((1,), width=32, depth=2), sigma_data=1.1)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     for _ in range(400):
         sigma = discriminator_sigmas(512, generator)

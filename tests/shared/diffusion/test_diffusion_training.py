@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from shared.diffusion.files import load_denoiser, save_denoiser
 from shared.diffusion.gaussian_mixtures import GaussianMixture
 from shared.diffusion.networks import LOWEST_SIGMA
 from shared.diffusion.options import DenoiserOptions, DiscriminatorOptions
@@ -17,16 +18,19 @@ from shared.diffusion.training import (
     train_denoiser,
     train_discriminator,
 )
+from shared.errors import InputError
 from shared.training_options import TrainingOptions
 
 TWO_MODES = GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.2, torch.tensor([1.0, 3.0]))
 TRAINING = TrainingOptions(epochs=2, batch_size=128, learning_rate=3e-3, schedule="linear")
 
 
-def denoiser_of_two_modes(folder, epochs=1.0, **options):
+def denoiser_of_two_modes(folder, epochs=1.0, ema_decay=None, **options):
     data = TWO_MODES.sample(4000, torch.Generator().manual_seed(0))[0].float()
     training = replace(TRAINING, epochs=epochs)
-    settings = DenoiserOptions(training, sigma_data=0.9, log_sigma_mean=-0.7, log_sigma_std=0.3, widths=(32, 32))
+    settings = DenoiserOptions(
+        training, sigma_data=0.9, log_sigma_mean=-0.7, log_sigma_std=0.3, widths=(32, 32), ema_decay=ema_decay
+    )
     torch.manual_seed(0)
     return settings, train_denoiser(
         settings,
@@ -65,6 +69,31 @@ def test_training_repeats_itself_and_follows_its_objective(tmp_path):
 
     _, records = denoiser_of_two_modes(tmp_path / "doubled", objective=doubled)[1]
     assert records[0]["loss"] == pytest.approx(2 * runs[0][1][0]["loss"])
+
+
+def test_running_mean_of_the_weights_lags_behind(tmp_path):
+    last, mean = (
+        denoiser_of_two_modes(tmp_path / str(decay), ema_decay=decay)[1][0].network.mlp.layers[0].weight
+        for decay in (None, 0.9)
+    )
+    options = DenoiserOptions(TRAINING, sigma_data=0.9, widths=(32, 32))
+    start = build_denoiser(options, (1,), seed=1).network.mlp.layers[0].weight
+    assert 0 < (mean - last).norm() < 0.7 * (last - start).norm()
+
+
+def test_files_hold_what_builds_the_denoiser(tmp_path):
+    options = DenoiserOptions(training=TRAINING, sigma_data=0.9, widths=(8, 8))
+    denoiser = build_denoiser(options, (3,), seed=1)
+    save_denoiser(tmp_path / "denoiser.safetensors", denoiser, options, (3,))
+    read, shape = load_denoiser(tmp_path / "denoiser.safetensors")
+    x, sigma = torch.randn(4, 3), torch.ones(4)
+    torch.testing.assert_close(read(x, sigma), denoiser(x, sigma).detach(), rtol=0, atol=2e-3)
+    assert shape == (3,)
+    assert read.sigma_data == 0.9
+    assert not any(parameter.requires_grad for parameter in read.parameters())
+    (tmp_path / "other.safetensors").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"other.safetensors: no weights of a denoiser"):
+        load_denoiser(tmp_path / "other.safetensors")
 
 
 def test_objective_is_given_the_noisy_sample(tmp_path):
