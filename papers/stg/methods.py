@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from papers.stg.bench import Bench
 from papers.stg.options import DefenceOptions
 from papers.stg.runs import Run
 from papers.stg.safe_text_guidance import (
     centered_update_window,
     guide_text_embedding,
     safe_data_guidance,
-    safe_latent_diffusion_guidance,
-    safree_token_projection,
 )
-from shared.t2i.guidance import predict_clean_latents, predict_noise
+from shared.t2i.bench import Bench
+from shared.t2i.defences import Plugs, filtered_prompts, negative_prompt, output_of_noise, sld_hook
+from shared.t2i.guidance import predict_noise
 from shared.t2i.sampling import Denoiser, EmbeddingHook, OutputHook, Step, classifier_free_guidance
-
-
-class Plugs(NamedTuple):
-    """What a run gives to `shared.t2i.sampling.sample`."""
-
-    cond_embedding: Tensor
-    uncond_embedding: Tensor
-    embedding_hook: EmbeddingHook | None = None
-    output_hook: OutputHook | None = None
 
 
 def network_of(run: Run, bench: Bench, options: DefenceOptions) -> Bench:
@@ -51,18 +38,22 @@ def plug_in(run: Run, bench: Bench, denoise: Denoiser, captions: Sequence[str], 
         options: what is not in the run's name.
     """
     options = replace(options, **run.options)
-    cond, uncond = bench.embed(captions), bench.embed([""])
+    cond, uncond = bench.text.embed(captions), bench.text.embed([""])
+    concept = bench.text.embed(bench.concepts[:1])
     match run.method:
         case "stg":
             return Plugs(cond, uncond, embedding_hook=_stg(run.strength, bench, denoise, cond, options))
         case "sdg":
             return Plugs(cond, uncond, output_hook=_sdg(run.strength, bench, denoise, cond, uncond, options))
         case "negative":
-            return Plugs(cond, torch.lerp(uncond, bench.embed(bench.concepts[:1]), run.strength))
+            return Plugs(cond, negative_prompt(uncond, concept, run.strength))
         case "sld":
-            return Plugs(cond, uncond, output_hook=_sld(run.strength, bench, denoise, options))
+            return Plugs(cond, uncond, output_hook=_sld(run.strength, bench, denoise, concept, options))
         case "safree":
-            return Plugs(*_safree(run.strength, bench, captions, cond, uncond, options))
+            steps = options.num_steps if options.safree_filter else None
+            concepts = bench.text.pooled(bench.concepts)
+            filtered, hook = filtered_prompts(bench, captions, concepts, alpha=run.strength, num_steps=steps)
+            return Plugs(filtered, uncond, embedding_hook=hook)
         case _:
             return Plugs(cond, uncond)
 
@@ -122,81 +113,14 @@ def _sdg(
     return guide
 
 
-def _sld(strength: float, bench: Bench, denoise: Denoiser, options: DefenceOptions) -> OutputHook:
-    concept = bench.embed(bench.concepts[:1])
-    momentum: Tensor | None = None
-
-    def guide(step: Step, cond_output: Tensor, guided_output: Tensor) -> Tensor:
-        nonlocal momentum
-        unsafe_output = denoise(step.latents, step.timestep, concept.expand(len(step.latents), -1, -1))
-        noises = [
-            predict_noise(step.latents, output, step.alpha_cumprod, bench.prediction_type)
-            for output in (step.uncond_output, cond_output, unsafe_output)
-        ]
-        noise, momentum = safe_latent_diffusion_guidance(
-            *noises,
-            momentum,
-            step=step.index,
-            guidance_scale=step.guidance_scale,
-            safety_scale=strength,
-            threshold=options.sld_threshold,
-            warmup_steps=round(options.sld_warmup * options.num_steps),
-            momentum_scale=options.sld_momentum,
-            momentum_beta=options.sld_momentum_decay,
-        )
-        return output_of_noise(step, noise, bench.prediction_type)
-
-    return guide
-
-
-def _safree(
-    strength: float, bench: Bench, captions: Sequence[str], cond: Tensor, uncond: Tensor, options: DefenceOptions
-) -> Plugs:
-    """SAFREE's filtered embedding, in all steps or in as many as its self-validation says; no frequency filter."""
-    concepts = bench.pooled(bench.concepts)
-    masked = [bench.masked_pooled(caption) for caption in captions]
-    filtered = torch.stack(
-        [safree_token_projection(each, rows, concepts, strength)[0] for each, rows in zip(cond, masked, strict=True)]
+def _sld(strength: float, bench: Bench, denoise: Denoiser, concept: Tensor, options: DefenceOptions) -> OutputHook:
+    return sld_hook(
+        denoise,
+        bench.prediction_type,
+        concept,
+        safety_scale=strength,
+        threshold=options.sld_threshold,
+        warmup_steps=round(options.sld_warmup * options.num_steps),
+        momentum_scale=options.sld_momentum,
+        momentum_beta=options.sld_momentum_decay,
     )
-    if not options.safree_filter:
-        return Plugs(filtered, uncond)
-    limits = [
-        self_validation_steps(each, rows, concepts, options.num_steps) for each, rows in zip(cond, masked, strict=True)
-    ]
-    last = torch.tensor(limits, device=cond.device).view(-1, 1, 1)
-    return Plugs(filtered, uncond, embedding_hook=lambda step, _: torch.where(step.index <= last, filtered, cond))
-
-
-def self_validation_steps(
-    embedding: Tensor, masked_pooled: Tensor, concepts: Tensor, num_steps: int, *, sharpness: float = 2.5,
-    offset: float = 5.333,
-) -> int:  # fmt: skip
-    """The last step in which SAFREE uses its filtered embedding, round(10 σ(2k (10β - t_0))), scaled from 50 steps.
-
-    β = 1 - the mean cosine between the states of the content tokens and their projections: a prompt far from the
-    concept keeps its own embedding.
-
-    Args:
-        embedding: (L, D), of one prompt.
-        masked_pooled: (n, D), as in `safree_token_projection`.
-        concepts: (m, D).
-        num_steps: of the sampler.
-        sharpness: k.
-        offset: t_0.
-    """
-    projected, _ = safree_token_projection(embedding, masked_pooled, concepts, alpha=-1.0)  # all tokens are triggers
-    content = slice(1, len(masked_pooled) + 1)
-    beta = 1 - float(F.cosine_similarity(embedding[content], projected[content], dim=-1).mean())
-    share = 1 / (1 + math.exp(-2 * sharpness * (10 * beta - offset)))
-    return round(10 * share * num_steps / 50)
-
-
-def output_of_noise(step: Step, noise: Tensor, prediction_type: str) -> Tensor:
-    """The network's output that stands for a noise ε at a step: the inverse of `predict_noise`."""
-    if prediction_type == "epsilon":
-        return noise
-    clean = predict_clean_latents(step.latents, noise, step.alpha_cumprod, "epsilon")
-    if prediction_type == "sample":
-        return clean
-    alpha = step.alpha_cumprod
-    return math.sqrt(alpha) * noise - math.sqrt(1 - alpha) * clean

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from papers.stg.runs import STRENGTHS, parse_run
-from shared.training_options import TrainingOptions
+from shared.t2i.options import HubOptions, UnlearnOptions
 
 SAFE = "safe"
 """Name of the set of harmless prompts."""
@@ -70,27 +70,6 @@ class DefenceOptions:
 
 
 @dataclass(frozen=True)
-class UnlearnOptions:
-    """Training the unsafe concept out of the denoiser's attention weights."""
-
-    objective: Literal["duo", "esd"]
-    """Preference of safe over unsafe images (DUO), or matching a negatively guided prediction (ESD)."""
-    training: TrainingOptions
-    pairs: int
-    """Pairs of an unsafe and a safe image of one layout."""
-    beta: float = 50.0
-    """DUO: strength of the preference."""
-    prior_weight: float = 1.0
-    """DUO: weight of keeping the output at pure noise."""
-    negative_scale: float = 1.0
-    """ESD: eta, how far the target lies on the other side of the unconditional prediction."""
-    rank: int = 8
-    """Rank to which the change of every matrix is reduced in the end."""
-    replaced: float = 0.5
-    """Share of pairs whose safe image has a safe shape in the unsafe one's place, rather than nothing."""
-
-
-@dataclass(frozen=True)
 class ToyOptions:
     """The mixture in two dimensions, with exact scores."""
 
@@ -102,36 +81,6 @@ class ToyOptions:
     """rho of SDG and of STG."""
     shown: int = 400
     """Points of the first seed that the figure shows."""
-
-
-@dataclass(frozen=True)
-class HubOptions:
-    """A pipeline of diffusers from the hub, prompts from files, and what scores images."""
-
-    model: str
-    """Hub name or folder of a Stable Diffusion pipeline (one text encoder and a U-Net)."""
-    guidance: str
-    """What guides: ``clip=<hub name>`` with the concept's phrases, or ``classifier=<hub name>=<label>``."""
-    judge: str
-    """What judges, likewise; another model."""
-    judge_threshold: float
-    """Least score of the judge that counts as unsafe."""
-    features: str
-    """Hub name of the CLIP model whose image features measure similarity, and its texts alignment."""
-    prompts: tuple[str, ...]
-    """``<set>=csv:<column>:<encoding>:<file>`` or ``<set>=geneval:<file>``; the set ``safe`` must be among them."""
-    concepts: tuple[str, ...]
-    """Phrases by which the defences know the unsafe concept."""
-    target: str = ""
-    """What UCE puts in the concept's place."""
-    preserved: tuple[str, ...] = ()
-    """Phrases that UCE keeps as they are."""
-    test_prompts: int = 1000
-    """Prompts of each set, at most; the first in the file, after those for selection."""
-    dev_prompts: int = 20
-    """Prompts of each set on which strengths are selected, the first in the file."""
-    weights: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Precision of the pipeline."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ and to first order the score then gains a term towards safety (Theorem 1): s(x, 
 q_t(x|c)) + O(ρ²). The sample stays in the model's own conditional family, unlike under guidance of the noisy latents
 (SDG, `safe_data_guidance`), which can push it off the images the model knows.
 
-Besides: Safe Latent Diffusion (Schramowski et al., 2023) in `safe_latent_diffusion_guidance`, and the token projection
-of SAFREE (Yoon et al., 2025) in `safree_token_projection`.
+Of the other defences, `safe_latent_diffusion_guidance` is that of `shared.t2i.safe_latent_diffusion`, and
+`safree_token_projection` that of `shared.t2i.token_filtering`.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from shared.t2i.guidance import ascend_text_embedding, guided_noise, normalized_ascent_step, predict_clean_latents
+from shared.t2i.safe_latent_diffusion import safe_latent_diffusion_guidance
+from shared.t2i.token_filtering import safree_token_projection
 
 __all__ = [
     "centered_update_window",
@@ -179,101 +181,3 @@ def safe_data_guidance(
         predict_noise, unsafe_score, noisy_latents, alpha_cumprod=alpha_cumprod, scale=-scale, decode=decode
     )
     return noise, flags, values
-
-
-def safe_latent_diffusion_guidance(
-    noise_uncond: Tensor,
-    noise_text: Tensor,
-    noise_unsafe: Tensor,
-    momentum: Tensor | None,
-    *,
-    step: int,
-    guidance_scale: float,
-    safety_scale: float,
-    threshold: float,
-    warmup_steps: int,
-    momentum_scale: float,
-    momentum_beta: float,
-) -> tuple[Tensor, Tensor]:
-    """Safe latent diffusion (SLD) in one step: the guided noise (B, C, H, W) and the new momentum ν.
-
-    φ = min(1, s_S |ε_c - ε_S|), 0 where ε_c - ε_S >= λ_S; γ = φ (ε_S - ε_∅) + s_m ν; ν <- β_m ν + (1 - β_m) γ;
-    ε = ε_∅ + w (ε_c - ε_∅ - γ), without γ during the warm-up, in which the momentum grows all the same.
-
-    Args:
-        noise_uncond: ε_∅, (B, C, H, W).
-        noise_text: ε_c, of the prompt.
-        noise_unsafe: ε_S, of the unsafe concept's text.
-        momentum: ν of the step before; None: zeros.
-        step: index of the sampler step, from 0.
-        guidance_scale: w.
-        safety_scale: s_S >= 0.
-        threshold: λ_S.
-        warmup_steps: steps without safety guidance.
-        momentum_scale: s_m.
-        momentum_beta: β_m in [0, 1].
-
-    Raises:
-        ValueError: shapes that differ, or β_m outside [0, 1].
-    """
-    for name, value in (("noise_text", noise_text), ("noise_unsafe", noise_unsafe), ("momentum", momentum)):
-        if value is not None and value.shape != noise_uncond.shape:
-            raise ValueError(f"{name}: need shape {tuple(noise_uncond.shape)}, got {tuple(value.shape)}")
-    if not 0 <= momentum_beta <= 1:
-        raise ValueError(f"momentum_beta: must lie in [0, 1], got {momentum_beta}")
-    momentum = torch.zeros_like(noise_uncond) if momentum is None else momentum
-    difference = noise_text - noise_unsafe
-    strength = (safety_scale * difference.abs()).clamp(max=1.0)
-    strength = torch.where(difference >= threshold, 0.0, strength)
-    safety = strength * (noise_unsafe - noise_uncond) + momentum_scale * momentum
-    guidance = noise_text - noise_uncond
-    if step >= warmup_steps:
-        guidance = guidance - safety
-    return noise_uncond + guidance_scale * guidance, momentum_beta * momentum + (1 - momentum_beta) * safety
-
-
-def safree_token_projection(
-    text_embedding: Tensor, masked_pooled: Tensor, concept_embeddings: Tensor, alpha: float = 0.01
-) -> tuple[Tensor, Tensor]:
-    """SAFREE's filtered embedding (L, D), and which content tokens it takes for triggers, bool (n,).
-
-    P_c and P_m project onto the rows of the concepts and of the masked prompts. A token is a trigger if the prompt
-    without it is far from the concepts, d_i = ‖(I - P_c) p_i‖ >= (1 + α) · mean of the other d_j, or if it is the only
-    one; its state e becomes (I - P_c) P_m e.
-
-    Args:
-        text_embedding: (L, D), states of a prompt's tokens; content token i stands at position i + 1.
-        masked_pooled: p, (n, D), pooled embeddings of the prompt with content token i masked.
-        concept_embeddings: (m, D), pooled embeddings of the unsafe concept's phrases.
-        alpha: α.
-
-    Raises:
-        ValueError: differing D, or no content tokens or more than the embedding has positions for.
-    """
-    for name, rows in (("masked_pooled", masked_pooled), ("concept_embeddings", concept_embeddings)):
-        if rows.ndim != 2 or rows.shape[1] != text_embedding.shape[-1] or not len(rows):
-            raise ValueError(f"{name}: need rows of {text_embedding.shape[-1]} features, got {tuple(rows.shape)}")
-    count = len(masked_pooled)
-    if count + 1 > len(text_embedding):
-        raise ValueError(f"masked_pooled: at most {len(text_embedding) - 1} content tokens, got {count}")
-    wide = torch.promote_types(text_embedding.dtype, torch.float32)  # half precision has no decompositions
-    masked, states = masked_pooled.to(wide), text_embedding[1 : count + 1].to(wide)
-    away = torch.eye(states.shape[1]).to(states) - _row_space_projector(concept_embeddings.to(wide))
-    distances = (masked @ away).norm(dim=1)
-    if count == 1:
-        triggers = torch.ones(1, dtype=torch.bool, device=text_embedding.device)
-    else:
-        others = (distances.sum() - distances) / (count - 1)
-        triggers = ~(distances < (1 + alpha) * others)
-    projected = states @ _row_space_projector(masked) @ away
-    filtered = text_embedding.clone()
-    filtered[1 : count + 1] = torch.where(triggers[:, None], projected, states).to(filtered.dtype)
-    return filtered, triggers
-
-
-def _row_space_projector(rows: Tensor) -> Tensor:
-    """Orthogonal projector (D, D) onto the span of rows (m, D), which may depend on each other linearly."""
-    _, singular, right = torch.linalg.svd(rows, full_matrices=False)
-    tolerance = singular[0] * max(rows.shape) * torch.finfo(rows.dtype).eps
-    basis = right[singular > tolerance]
-    return basis.T @ basis

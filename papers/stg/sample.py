@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pandas as pd
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from papers.stg.bench import Bench, Judge, PromptSet
-from papers.stg.measurement import DIGITS, judge_run, sample_run, summarise_trace
-from papers.stg.options import DefenceOptions
-from papers.stg.testbed import open_judge, open_testbed, prompt_sets
+from papers.stg.measurement import Trace, sample_run, summarise_trace
+from papers.stg.options import SAFE, DefenceOptions
+from papers.stg.testbed import open_judge, prompt_sets
 from shared.errors import InputError
 from shared.progress import Progress
 from shared.stage import Input, Output, run
+from shared.t2i.bench import Bench, Judge, PromptSet
+from shared.t2i.defended_sampling import DIGITS, Sampled, first_images, judge_images, rows_of
+from shared.t2i.testbed import open_testbed
 from shared.tables import write_table
 
 TRACE_COLUMNS = {"run": "str", "set": "str", "step": "int64", "value": "float64", "flagged": "float64"}
@@ -66,40 +68,66 @@ def sample(
     found.write(values, totals, traces, pictures)
 
 
+class Judged(NamedTuple):
+    """A run with what its images are worth.
+
+    Attributes:
+        run: its name.
+        sampled: its images, and what they cost.
+        values: of every image, as `judge_images` gives them.
+        trace: of its steps; empty unless the run is traced.
+    """
+
+    run: str
+    sampled: Sampled
+    values: pd.DataFrame
+    trace: Trace
+
+
+def judged_runs(
+    runs: Sequence[str], bench: Bench, sets: Sequence[PromptSet], judge: Judge, seed: int, options: DefenceOptions
+) -> Iterator[Judged]:
+    """All runs, each compared with the base model's images from the same noise."""
+    base = sample_run("base", bench, sets, seed, options).images
+    with Progress(len(runs), "sampling runs") as progress:
+        for text in runs:
+            trace: Trace = []
+            sampled = sample_run(text, bench, sets, seed, options, trace if text in options.traced else None)
+            values = judge_images(sampled.images, base, sets, judge, options.batch_size)
+            progress.update({"dsr": values["dsr"].mean()})
+            yield Judged(text, sampled, values, trace)
+
+
 def sample_all(
     runs: Sequence[str], bench: Bench, sets: Sequence[PromptSet], judge: Judge, seed: int, options: DefenceOptions
 ) -> Findings:
-    """All runs, each compared with the base model's images from the same noise."""
-    base, found = sample_run("base", bench, sets, seed, options), Findings()
-    with Progress(len(runs), "sampling runs") as progress:
-        for text in runs:
-            sampled = base if text == "base" else sample_run(text, bench, sets, seed, options)
-            table, distance = judge_run(sampled, base, sets, judge, options.batch_size)
-            found.values.append(table.assign(run=text))
-            found.totals.append(
-                {
-                    "run": text,
-                    "evaluations": sampled.evaluations,
-                    "seconds": round(sampled.seconds, DIGITS),
-                    "wall_seconds": round(sampled.wall_seconds, DIGITS),
-                    "frechet": float("nan") if distance is None else distance,
-                }
-            )
-            if not sampled.trace.empty:
-                found.traces.append(summarise_trace(sampled.trace, sets).assign(run=text))
-            if options.pictures_per_set:
-                found.pictures[text] = first_images(sampled.images, sets, options.pictures_per_set)
-            progress.update({"dsr": table["dsr"].mean()})
+    """What a job writes of its runs."""
+    found = Findings()
+    for text, sampled, values, trace in judged_runs(runs, bench, sets, judge, seed, options):
+        found.values.append(values.assign(run=text))
+        found.totals.append(
+            {
+                "run": text,
+                "evaluations": sampled.evaluations,
+                "seconds": round(sampled.seconds, DIGITS),
+                "wall_seconds": round(sampled.wall_seconds, DIGITS),
+                "frechet": _distance(sampled.images, sets, judge),
+            }
+        )
+        if trace:
+            found.traces.append(summarise_trace(trace, sets).assign(run=text))
+        if options.pictures_per_set:
+            found.pictures[text] = first_images(sampled.images, sets, options.pictures_per_set)
     return found
 
 
-def first_images(images: Tensor, sets: Sequence[PromptSet], count: int) -> Tensor:
-    """The first images of every set, uint8 (sets x count, 3, H, W), set by set."""
-    firsts, first = [], 0
-    for part in sets:
-        firsts.append(images[first : first + min(count, len(part.captions))])
-        first += len(part.captions)
-    return ((torch.cat(firsts).clamp(-1, 1) + 1) * 127.5).round().byte()
+def _distance(images: Tensor, sets: Sequence[PromptSet], judge: Judge) -> float:
+    """The Fréchet distance on harmless prompts, NaN where it is not measured."""
+    harmless = [(part, rows) for part, rows in rows_of(sets) if part.name == SAFE]
+    if judge.distance is None or not harmless:
+        return float("nan")
+    part, rows = harmless[0]
+    return judge.distance(part, images[rows])
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from papers.stg.hub import open_hub, open_hub_judge
-from papers.stg.hub_prompts import hub_prompt_sets
-from papers.stg.options import DefenceOptions, HubOptions
+from papers.stg.options import DefenceOptions
 from papers.stg.sample import sample_all
 from shared.stage import Output, run
+from shared.t2i.hub import open_hub, open_hub_judge
+from shared.t2i.hub_prompts import hub_prompt_sets
+from shared.t2i.options import HubOptions
 
 
 def sample_hub(

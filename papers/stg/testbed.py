@@ -1,38 +1,29 @@
-"""The small text-to-image system of `shared.t2i` as a bench, its prompts, and its judge."""
+"""The prompts of the small text-to-image system, and its judge."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from papers.stg.bench import Bench, Judge, PromptSet, success
 from papers.stg.options import SAFE, SETS, SOLO
-from papers.stg.unlearning import add_adapter
-from shared.errors import InputError
 from shared.frechet import frechet_distance
-from shared.t2i.captions import UNSAFE_NAMES, PromptSpec, WordTokenizer, caption_of, sample_scene
+from shared.t2i.bench import Judge, PromptSet, success
+from shared.t2i.captions import PromptSpec, WordTokenizer, caption_of, sample_scene
 from shared.t2i.detector import UnsafeDetector
 from shared.t2i.metrics import kept_content, unsafe_rate
-from shared.t2i.model import LATENT_SHAPE, LatentCodec
 from shared.t2i.networks import load_network
-from shared.t2i.pipeline import load_pipeline
 from shared.t2i.prompts import safe_prompts, unsafe_explicit, unsafe_implicit, unsafe_solo, unsafe_synonym
 from shared.t2i.scenes import render_scene
 from shared.t2i.scorer import DualEncoderScorer
 
 DRAWS = dict(zip(SETS, (unsafe_explicit, unsafe_synonym, unsafe_solo, unsafe_implicit, safe_prompts), strict=True))
-CONCEPTS = (f"a {UNSAFE_NAMES[0]}", f"two {UNSAFE_NAMES[0]}s")
-"""The word that defences know; the other names are synonyms that nobody told them."""
 JUDGE_THRESHOLD = 0.5
 """Of the diagnostic detector; the judge is the checker."""
-PRESERVED, PRESERVED_SEED = 40, 1000
-"""Harmless captions that UCE preserves, of a seed that nothing else uses; few leave other prompts spoilt."""
 REAL_SCENES = 6
 """Right images of each prompt, from which the Fréchet distance is measured."""
 
@@ -41,62 +32,6 @@ def prompt_sets(count: int, seed: int, split: str, names: Sequence[str] = SETS) 
     """Sets of `count` prompts each; `split` is `dev` or `test`."""
     drawn = {name: tuple(DRAWS[name](count, seed, split)) for name in names}
     return [PromptSet(name, tuple(map(caption_of, specs)), specs) for name, specs in drawn.items()]
-
-
-def open_testbed(pipeline: Path, detector: Path, unlearned: Mapping[str, Path]) -> Bench:
-    """The trained system.
-
-    Args:
-        pipeline: folder of the pipeline.
-        detector: the guidance detector.
-        unlearned: by name, adapters of unlearned models.
-
-    Raises:
-        InputError: a file that does not hold what it should.
-    """
-    system, guide = load_pipeline(pipeline), load_network(detector, UnsafeDetector)
-    tokenizer = WordTokenizer()
-
-    def pooled_of(ids: Tensor) -> Tensor:
-        with torch.no_grad():
-            return system.text_encoder(input_ids=ids).pooler_output
-
-    def masked_pooled(caption: str) -> Tensor:
-        ids = tokenizer.encode([caption])
-        count = len(caption.split())
-        masked = ids.repeat(count, 1)
-        masked[torch.arange(count), torch.arange(count) + 1] = tokenizer.pad_id
-        return pooled_of(masked)
-
-    return Bench(
-        unet=system.unet,
-        scheduler=system.scheduler,
-        latent_shape=LATENT_SHAPE,
-        embed=system.embed,
-        pooled=lambda captions: pooled_of(tokenizer.encode(list(captions))),
-        masked_pooled=masked_pooled,
-        decode=LatentCodec.decode,
-        # Beyond the range of images the detector has learned nothing.
-        unsafe_score=lambda images, threshold: guide.unsafe_confidence(images.clamp(-1, 1), threshold),
-        concepts=CONCEPTS,
-        target="a square",
-        preserved=("", *map(caption_of, safe_prompts(PRESERVED, PRESERVED_SEED, "dev"))),
-        models={name: load_unlearned(pipeline, path) for name, path in unlearned.items()},
-    )
-
-
-def load_unlearned(pipeline: Path, adapter: Path) -> nn.Module:
-    """The pipeline's U-Net with what unlearning changed.
-
-    Raises:
-        InputError: an adapter of another network.
-    """
-    unet = load_pipeline(pipeline).unet
-    try:
-        add_adapter(unet, load_file(adapter))
-    except ValueError as error:
-        raise InputError(f"{adapter}: {error}") from error
-    return unet
 
 
 def open_judge(evaluator: Path, detector: Path, seed: int) -> Judge:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from papers.stg.bench import Bench, Judge, PromptSet
-from papers.stg.measurement import judge_run, sample_run
 from papers.stg.options import SOLO, DefenceOptions
-from papers.stg.testbed import DRAWS, open_judge, open_testbed, prompt_sets
-from shared.progress import Progress
+from papers.stg.sample import judged_runs
+from papers.stg.testbed import DRAWS, open_judge, prompt_sets
 from shared.stage import Input, Output, run
+from shared.t2i.bench import Bench, Judge, PromptSet
+from shared.t2i.testbed import open_testbed
 from shared.tables import write_table
 
 TUNED_ON = tuple(name for name in DRAWS if name != SOLO)
@@ -40,13 +40,10 @@ def try_all(
     runs: Sequence[str], bench: Bench, sets: Sequence[PromptSet], judge: Judge, seed: int, options: DefenceOptions
 ) -> pd.DataFrame:
     """Means over each set's prompts of the values of all runs."""
-    base, tables = sample_run("base", bench, sets, seed, options), []
-    with Progress(len(runs), "trying strengths") as progress:
-        for text in runs:
-            values, _ = judge_run(sample_run(text, bench, sets, seed, options), base, sets, judge, options.batch_size)
-            means = values.drop(columns="prompt").groupby("set").mean().reset_index()
-            tables.append(means.assign(run=text))
-            progress.update({"success": means["success"].mean()})
+    tables = []
+    for judged in judged_runs(runs, bench, sets, judge, seed, options):
+        means = judged.values.drop(columns="prompt").groupby("set").mean().reset_index()
+        tables.append(means.assign(run=judged.run))
     wanted = ["run", "set", "dsr", "kept", "similarity", "success"]
     found = pd.concat(tables, ignore_index=True)
     return found[[name for name in wanted if name in found]]

@@ -72,9 +72,9 @@ if settings.prompts:
             curve=f"{R}/unlearned/{{model}}-curve.parquet",
             record=f"{R}/records/unlearn-{{model}}.json",
         params:
-            code=paper.stage("papers.stg.unlearn")["code"],
+            code=paper.stage("shared.t2i.stages.unlearn")["code"],
             arguments=lambda wildcards: paper.stage(
-                "papers.stg.unlearn", settings.unlearn[wildcards.model], seed=str(settings.system_seed)
+                "shared.t2i.stages.unlearn", settings.unlearn[wildcards.model], seed=str(settings.system_seed)
             )["arguments"],
             model="{model}",
             state=f"{R}/state/unlearn-{{model}}",
@@ -82,7 +82,7 @@ if settings.prompts:
             f"{L}/unlearn-{{model}}.log",
         cache: True
         shell:
-            "python -m papers.stg.unlearn {params.arguments} --pipeline {input.pipeline} --adapter {output.adapter}"
+            "python -m shared.t2i.stages.unlearn {params.arguments} --pipeline {input.pipeline} --adapter {output.adapter}"
             " --curve {output.curve} --state {params.state} --record {output.record} &> {log}"
 
     rule tune:

@@ -1,6 +1,7 @@
 """Options of the text-to-image testbed, apart from the code, so that reading a configuration needs no PyTorch."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from shared.training_options import TrainingOptions
 
@@ -96,6 +97,61 @@ class DiffusionOptions:
     """Development prompts of each task in the closing check."""
     gold_range: tuple[float, float] | None = None
     """Where the share of right images has to lie for methods to have something to improve; None: anywhere."""
+
+
+@dataclass(frozen=True)
+class UnlearnOptions:
+    """Training the unsafe shape out of the denoiser's attention weights."""
+
+    objective: Literal["duo", "esd"]
+    """Preference of safe over unsafe images (DUO), or matching a negatively guided prediction (ESD)."""
+    training: TrainingOptions
+    pairs: int
+    """Pairs of an unsafe and a safe image of one layout."""
+    attention: Literal["self", "cross", "all"]
+    """Which attention layers are trained: those within the image, those to the text (ESD's variant -x), or both."""
+    prompted: bool = True
+    """DUO: whether images come with the unsafe caption, rather than with the empty one."""
+    beta: float = 50.0
+    """DUO: strength of the preference."""
+    prior_weight: float = 1.0
+    """DUO: weight of keeping the output at pure noise."""
+    negative_scale: float = 1.0
+    """ESD: eta, how far the target lies on the other side of the unconditional prediction."""
+    rank: int = 8
+    """Rank to which the change of every matrix is reduced in the end."""
+    replaced: float = 0.5
+    """Share of pairs whose safe image has a safe shape in the unsafe one's place, rather than nothing."""
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """A pipeline of diffusers from the hub, prompts from files, and what scores images."""
+
+    model: str
+    """Hub name or folder of a Stable Diffusion pipeline (one text encoder and a U-Net)."""
+    guidance: str
+    """What guides: ``clip=<hub name>`` with the concept's phrases, or ``classifier=<hub name>=<label>``."""
+    judge: str
+    """What judges, likewise; another model."""
+    judge_threshold: float
+    """Least score of the judge that counts as unsafe."""
+    features: str
+    """Hub name of the CLIP model whose image features measure similarity, and its texts alignment."""
+    prompts: tuple[str, ...]
+    """``<set>=csv:<column>:<encoding>:<file>`` or ``<set>=geneval:<file>``; the set ``safe`` must be among them."""
+    concepts: tuple[str, ...]
+    """Phrases by which the defences know the unsafe concept."""
+    target: str = ""
+    """What UCE puts in the concept's place."""
+    preserved: tuple[str, ...] = ()
+    """Phrases that UCE keeps as they are."""
+    test_prompts: int = 1000
+    """Prompts of each set, at most; the first in the file, after those for selection."""
+    dev_prompts: int = 20
+    """Prompts of each set on which strengths are selected, the first in the file."""
+    weights: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Precision of the pipeline."""
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from papers.stg import hub
-from papers.stg.bench import PromptSet
 from papers.stg.measurement import sample_run
-from papers.stg.options import DefenceOptions, HubOptions
+from papers.stg.options import DefenceOptions
 from shared.errors import InputError
+from shared.t2i import hub
+from shared.t2i.bench import PromptSet
+from shared.t2i.options import HubOptions
 
 TEXT = {
     "vocab_size": 40, "hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -34,6 +35,10 @@ class Words:
     """A tokenizer with CLIP's interface: a word is a token, its length the id."""
 
     model_max_length = 8
+    eos_token_id = 39
+
+    def add_tokens(self, words):
+        assert words == ["<concept>"]
 
     def __call__(self, texts, *, return_tensors=None, padding=False, truncation=False, max_length=8):
         single = isinstance(texts, str)
@@ -97,7 +102,7 @@ def test_every_defence_acts_on_a_pipeline_of_the_hub(bench, text):
 
 
 def test_masked_prompts_lack_one_word_each(bench):
-    whole, masked = bench.pooled(["some blood there"]), bench.masked_pooled("some blood there")
+    whole, masked = bench.text.pooled(["some blood there"]), bench.text.masked_pooled("some blood there")
     assert masked.shape == (3, 12) and not torch.isclose(masked, whole).all(dim=1).any()
 
 

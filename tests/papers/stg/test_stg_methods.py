@@ -1,19 +1,22 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from stg_cases import SETS, TEXTS, redness, tiny_bench, tiny_judge
+from safety_cases import SETS, TEXTS, redness, tiny_bench, tiny_judge
 
-from papers.stg.bench import Meter
-from papers.stg.measurement import judge_run, sample_run, summarise_trace
-from papers.stg.methods import network_of, output_of_noise, plug_in, self_validation_steps
+from papers.stg.measurement import sample_run, summarise_trace
+from papers.stg.methods import network_of, plug_in
 from papers.stg.options import DefenceOptions
 from papers.stg.runs import parse_run
 from papers.stg.safe_text_guidance import safree_token_projection
-from papers.stg.sample import first_images, sample_all
+from papers.stg.sample import sample_all
 from papers.stg.tune import try_all
 from shared.errors import InputError
+from shared.t2i.bench import Meter
+from shared.t2i.defences import output_of_noise, self_validation_steps
+from shared.t2i.defended_sampling import first_images, judge_images
 from shared.t2i.guidance import predict_noise
 from shared.t2i.sampling import Step
 
@@ -57,17 +60,17 @@ def test_a_run_may_change_options(bench):
 
 
 def test_negative_prompt_mixes_the_unconditional_text(bench):
-    empty, concept = bench.embed([""]), bench.embed(["a saltire"])
+    empty, concept = bench.text.embed([""]), bench.text.embed(["a saltire"])
     torch.testing.assert_close(plugs_of("negative:1", bench).uncond_embedding, concept)
     torch.testing.assert_close(plugs_of("negative:0.25", bench).uncond_embedding, 0.75 * empty + 0.25 * concept)
 
 
 def test_safree_replaces_triggers_only(bench):
-    cond = bench.embed(TEXTS)
+    cond = bench.text.embed(TEXTS)
     filtered = plugs_of("safree:-0.1", bench).cond_embedding
     for index, text in enumerate(TEXTS):
         expected, triggers = safree_token_projection(
-            cond[index], bench.masked_pooled(text), bench.pooled(bench.concepts), -0.1
+            cond[index], bench.text.masked_pooled(text), bench.text.pooled(bench.concepts), -0.1
         )
         torch.testing.assert_close(filtered[index], expected)
         kept = [place + 1 for place, trigger in enumerate(triggers) if not trigger]
@@ -79,13 +82,13 @@ def test_safree_self_validation(bench):
     options = DefenceOptions(num_steps=4, safree_filter=True)
     plugs = plugs_of("safree:-0.1", bench, options)
     limits = [
-        self_validation_steps(each, bench.masked_pooled(text), bench.pooled(bench.concepts), 4)
-        for each, text in zip(bench.embed(TEXTS), TEXTS, strict=True)
+        self_validation_steps(each, bench.text.masked_pooled(text), bench.text.pooled(bench.concepts), 4)
+        for each, text in zip(bench.text.embed(TEXTS), TEXTS, strict=True)
     ]
     step = Step(1, torch.tensor(0), torch.zeros(0), torch.zeros(0), 1.0, 0.5)
     chosen = plugs.embedding_hook(step, torch.zeros(0))
     for index, limit in enumerate(limits):
-        expected = plugs.cond_embedding if limit >= 1 else bench.embed(TEXTS)
+        expected = plugs.cond_embedding if limit >= 1 else bench.text.embed(TEXTS)
         assert torch.equal(chosen[index], expected[index])
 
 
@@ -135,30 +138,32 @@ def test_samples_do_not_depend_on_the_batch(bench):
 
 def test_a_judge_compares_with_the_base_model(bench):
     base, other = (sample_run(text, bench, SETS, 0, OPTIONS) for text in ("base", "base@duo"))
-    table, distance = judge_run(base, base, SETS, tiny_judge(), 2)
+    table = judge_images(base.images, base.images, SETS, tiny_judge(), 2)
     assert table["similarity"].tolist() == [1.0] * 3 and table["set"].tolist() == ["explicit"] * 2 + ["safe"]
-    assert distance == float(base.images[2:].std())
-    changed, _ = judge_run(other, base, SETS, tiny_judge(), 2)
+    changed = judge_images(other.images, base.images, SETS, tiny_judge(), 2)
     assert (changed["similarity"] < 1).all()
 
 
 def test_traces_follow_the_predicted_image(bench):
-    options = DefenceOptions(num_steps=4, guidance_scale=3.0, threshold=0.5, traced=("base",))
-    sampled = sample_run("base", bench, SETS, 0, options)
-    last = sampled.trace[sampled.trace["step"] == 3]["value"].to_numpy()
+    trace = []
+    sampled = sample_run("base", bench, SETS, 0, OPTIONS, trace)
+    steps = pd.concat(trace)
+    last = steps[steps["step"] == 3]["value"].to_numpy()
     np.testing.assert_allclose(last, redness(sampled.images).numpy(), atol=1e-5)  # the last prediction is the image
-    summary = summarise_trace(sampled.trace, SETS)
+    summary = summarise_trace(trace, SETS)
     assert len(summary) == 2 * 4 and set(summary["set"]) == {"explicit", "safe"}
     explicit = summary[(summary["set"] == "explicit") & (summary["step"] == 3)]["value"].item()
     assert explicit == pytest.approx(last[:2].mean(), abs=1e-4)
-    assert sample_run("base", bench, SETS, 0, OPTIONS).trace.empty
 
 
 def test_findings_hold_every_run(bench):
-    options = DefenceOptions(num_steps=2, pictures_per_set=1, threshold=0.5)
+    options = DefenceOptions(num_steps=2, pictures_per_set=1, threshold=0.5, traced=("stg:1",))
     found = sample_all(("base", "stg:1"), bench, SETS, tiny_judge(), 0, options)
     assert [table["run"].iloc[0] for table in found.values] == ["base", "stg:1"]
     assert [row["run"] for row in found.totals] == ["base", "stg:1"]
+    distance = float(sample_run("base", bench, SETS, 0, options).images[2:].std())  # the tiny judge's
+    assert found.totals[0]["frechet"] == distance
+    assert [table["run"].iloc[0] for table in found.traces] == ["stg:1"]
     assert found.pictures["stg:1"].shape == (2, 3, 12, 12) and found.pictures["stg:1"].dtype == torch.uint8
 
 

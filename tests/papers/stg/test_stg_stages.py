@@ -4,25 +4,28 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from stg_cases import tiny_pipeline
+from safety_cases import tiny_pipeline
 
-from papers.stg.options import SETS, DefenceOptions, ToyOptions, UnlearnOptions
+from papers.stg.options import SETS, DefenceOptions, ToyOptions
 from papers.stg.sample import sample
 from papers.stg.study_toy import study_toy
-from papers.stg.testbed import CONCEPTS, load_unlearned, open_judge, open_testbed, prompt_sets, real_scenes
+from papers.stg.testbed import open_judge, prompt_sets, real_scenes
 from papers.stg.tune import tune
-from papers.stg.unlearn import unlearn
 from shared.errors import InputError
 from shared.t2i.captions import caption_of, sample_scene
 from shared.t2i.checker import contains_unsafe, detect_objects
 from shared.t2i.detector import UnsafeDetector
 from shared.t2i.networks import save_network
+from shared.t2i.options import UnlearnOptions
 from shared.t2i.scenes import render_scene
 from shared.t2i.scorer import DualEncoderScorer
+from shared.t2i.stages.unlearn import unlearn
+from shared.t2i.testbed import CONCEPTS, load_unlearned, open_testbed
 from shared.tables import read_table
 from shared.training_options import TrainingOptions
 
 DEFENCE = DefenceOptions(num_steps=2, guidance_scale=2.0, threshold=0.0, pictures_per_set=1, traced=("base",))
+ATTENTION = {"duo": "all", "esd": "cross"}
 TRAINING = TrainingOptions(epochs=1, batch_size=4, learning_rate=1e-3)
 
 
@@ -46,9 +49,10 @@ def files(tmp_path_factory):
     for objective in ("duo", "esd"):
         state = folder / f"state-{objective}"
         state.mkdir()
+        options = UnlearnOptions(objective=objective, attention=ATTENTION[objective], training=TRAINING, pairs=8)
         unlearn(
-            UnlearnOptions(objective=objective, training=TRAINING, pairs=8), seed=0, pipeline=folder / "pipeline",
-            adapter=folder / objective, curve=folder / f"{objective}.parquet", state=state,
+            options, seed=0, pipeline=folder / "pipeline", adapter=folder / objective,
+            curve=folder / f"{objective}.parquet", state=state,
         )  # fmt: skip
     return folder
 
@@ -116,8 +120,8 @@ def test_prompts_differ_between_seeds_and_splits():
 
 def test_the_bench_masks_one_word_at_a_time(files):
     bench = open_testbed(files / "pipeline", files / "detector", {})
-    masked = bench.masked_pooled("a red square")
-    assert masked.shape == (3, 64) and not torch.isclose(masked, bench.pooled(["a red square"])).all(dim=1).any()
+    masked = bench.text.masked_pooled("a red square")
+    assert masked.shape == (3, 64) and not torch.isclose(masked, bench.text.pooled(["a red square"])).all(dim=1).any()
 
 
 def test_the_judge_finds_what_is_there(files):

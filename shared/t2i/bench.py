@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from papers.stg.concept_editing import edited_network
 from shared.errors import InputError
+from shared.t2i.concept_editing import edited_network
+from shared.t2i.text_encoding import TextEncoder
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,7 @@ class Bench:
         unet: of diffusers, frozen.
         scheduler: with `alphas_cumprod`, whose prediction type is the U-Net's.
         latent_shape: (C, H, W).
-        embed: from captions to text embeddings (B, L, D); that of "" is unconditional.
-        pooled: from captions to pooled embeddings (B, D).
-        masked_pooled: from a caption of n content tokens to its pooled embeddings with one token masked, (n, D).
+        text: from captions to embeddings; that of "" is unconditional.
         decode: from latents to images.
         unsafe_score: from images and a threshold to values (B,), higher is less safe, and flags (B,) bool.
         concepts: phrases by which defences know the unsafe concept.
@@ -37,9 +36,7 @@ class Bench:
     unet: nn.Module
     scheduler: Any
     latent_shape: tuple[int, int, int]
-    embed: Callable[[Sequence[str]], Tensor]
-    pooled: Callable[[Sequence[str]], Tensor]
-    masked_pooled: Callable[[str], Tensor]
+    text: TextEncoder
     decode: Callable[[Tensor], Tensor]
     unsafe_score: Callable[[Tensor, float], tuple[Tensor, Tensor]]
     concepts: tuple[str, ...]
@@ -69,8 +66,8 @@ class Bench:
 
     def edited(self, erase_weight: float, preserve_weight: float) -> Bench:
         """The same system with the first phrase of the concept edited out of its U-Net by UCE, token by token."""
-        states, targets = self.embed([self.concepts[0], self.target])
-        preserved = self.embed(self.preserved).flatten(0, 1) if self.preserved else states[:0]
+        states, targets = self.text.embed([self.concepts[0], self.target])
+        preserved = self.text.embed(self.preserved).flatten(0, 1) if self.preserved else states[:0]
         weights = {"erase_weight": erase_weight, "preserve_weight": preserve_weight}
         return replace(self, unet=edited_network(self.unet, states, targets, preserved, **weights))
 
@@ -107,8 +104,7 @@ class Judge:
     """What says how good images are. No defence sees it.
 
     Attributes:
-        measure: from a set and images to values by metric, float64 (B,); at least `dsr`, 1 for a safe image, and
-            `alignment`, how well image and caption agree.
+        measure: from a set and images to values by metric, float64 (B,); at least `dsr`, 1 for a safe image.
         features: from images to perceptual features (B, F).
         distance: from the images of a set to their Fréchet distance from right ones; None where those are unknown.
     """

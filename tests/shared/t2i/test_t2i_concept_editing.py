@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers_pipelines import _unet as tiny_unet
 
-from papers.stg.concept_editing import edit_projection, edited_network
+from shared.t2i.concept_editing import edit_projection, edited_network
 
 
 @pytest.fixture
@@ -11,18 +11,19 @@ def states():
     return [torch.randn(count, 6, generator=generator, dtype=torch.float64) for count in (4, 2, 2, 3)]
 
 
-def objective(edited, weight, erased, targets, preserved, erase, preserve):
+def objective(edited, weight, erased, targets, preserved, erase, preserve, ridge):
     return (
         erase * (erased @ edited.T - targets @ weight.T).square().sum()
         + preserve * (preserved @ edited.T - preserved @ weight.T).square().sum()
-        + (edited - weight).square().sum()
+        + ridge * (edited - weight).square().sum()
     )
 
 
-@pytest.mark.parametrize(("erase", "preserve"), [(1.0, 1.0), (30.0, 0.5), (0.1, 0.0)])
-def test_the_edit_minimises_its_objective(states, erase, preserve):
-    edited = edit_projection(*states, erase_weight=erase, preserve_weight=preserve).requires_grad_()
-    (gradient,) = torch.autograd.grad(objective(edited, *states, erase, preserve), edited)
+@pytest.mark.parametrize(("erase", "preserve", "ridge"), [(1.0, 1.0, 1.0), (30.0, 0.5, 0.1), (0.1, 0.0, 2.0)])
+def test_the_edit_minimises_its_objective(states, erase, preserve, ridge):
+    weights = {"erase_weight": erase, "preserve_weight": preserve, "ridge": ridge}
+    edited = edit_projection(*states, **weights).requires_grad_()
+    (gradient,) = torch.autograd.grad(objective(edited, *states, erase, preserve, ridge), edited)
     assert gradient.abs().max() < 1e-9 * max(1, erase)
 
 
@@ -42,8 +43,10 @@ def test_bad_states_are_refused(states):
         edit_projection(weight, erased[:, :5], targets, preserved, erase_weight=1.0)
     with pytest.raises(ValueError, match="targets: need one"):
         edit_projection(weight, erased, targets[:1], preserved, erase_weight=1.0)
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="erase_weight: must not be negative"):
         edit_projection(weight, erased, targets, preserved, erase_weight=-1.0)
+    with pytest.raises(ValueError, match="ridge: must be positive, since the states do not span"):
+        edit_projection(weight, erased, targets, preserved, erase_weight=1.0, ridge=0.0)
 
 
 def test_only_keys_and_values_of_the_text_are_edited():

@@ -77,9 +77,13 @@ def draw_pair(rng: np.random.Generator, replaced: float) -> tuple[str, list[Scen
     return caption_of(spec), scene, [*kept, *stands_in]
 
 
-def attention_parameters(network: torch.nn.Module, objective: str) -> dict[str, torch.nn.Parameter]:
-    """Weights by name of a U-Net's attention layers; for `esd` those that attend to the text alone (its variant -x)."""
-    layers = (".attn2.",) if objective == "esd" else (".attn1.", ".attn2.")
+ATTENTION = {"self": (".attn1.",), "cross": (".attn2.",), "all": (".attn1.", ".attn2.")}
+"""Layers of diffusers' U-Nets: attention within the image, to the text, and both."""
+
+
+def attention_parameters(network: torch.nn.Module, kind: str) -> dict[str, torch.nn.Parameter]:
+    """Weights by name of a U-Net's attention layers of a kind: `self`, `cross` or `all`."""
+    layers = ATTENTION[kind]
     return {name: value for name, value in network.named_parameters() if any(layer in name for layer in layers)}
 
 

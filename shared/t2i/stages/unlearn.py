@@ -11,9 +11,13 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from papers.stg.options import UnlearnOptions
-from papers.stg.testbed import CONCEPTS
-from papers.stg.unlearning import (
+from shared.stage import Input, Output, State, run
+from shared.t2i.model import TRAINING_TIMESTEPS, LatentCodec
+from shared.t2i.options import UnlearnOptions
+from shared.t2i.pipeline import ScenePipeline, load_pipeline
+from shared.t2i.scenes import render_scene
+from shared.t2i.testbed import CONCEPTS
+from shared.t2i.unlearning import (
     adapter_of,
     attention_parameters,
     draw_pair,
@@ -21,10 +25,6 @@ from papers.stg.unlearning import (
     per_sample_error,
     preference_loss,
 )
-from shared.stage import Input, Output, State, run
-from shared.t2i.model import TRAINING_TIMESTEPS, LatentCodec
-from shared.t2i.pipeline import ScenePipeline, load_pipeline
-from shared.t2i.scenes import render_scene
 from shared.tables import write_table
 from shared.training import fit
 
@@ -40,14 +40,15 @@ def unlearn(
     """Write what changes in ``pipeline``'s U-Net, as an adapter, and the training curve."""
     system = load_pipeline(pipeline)
     network = copy.deepcopy(system.unet)
-    for parameter in attention_parameters(network, options.objective).values():
+    for parameter in attention_parameters(network, options.attention).values():
         parameter.requires_grad_(True)
     accelerator = Accelerator(mixed_precision=options.training.mixed_precision)
     system.to(accelerator.device)
     rng = np.random.default_rng([seed, 1])
     captions, unsafe, safe = zip(*(draw_pair(rng, options.replaced) for _ in range(options.pairs)), strict=True)
     pairs = [torch.from_numpy(np.stack([render_scene(scene) for scene in scenes])) for scenes in (safe, unsafe)]
-    data = (*map(LatentCodec.encode, pairs), system.embed(captions).cpu())
+    texts = captions if options.prompted else [""] * len(captions)
+    data = (*map(LatentCodec.encode, pairs), system.embed(texts).cpu())
     objective = duo_loss if options.objective == "duo" else esd_loss
     trained, records = fit(
         lambda model, batch: objective(model, system, batch, options),
@@ -63,7 +64,7 @@ def unlearn(
     if not accelerator.is_main_process:
         return
     before, after = (
-        attention_parameters(each, options.objective) for each in (system.unet, accelerator.unwrap_model(trained))
+        attention_parameters(each, options.attention) for each in (system.unet, accelerator.unwrap_model(trained))
     )
     save_file(adapter_of(before, after, options.rank), adapter)
     write_table(curve, pd.DataFrame(records))
@@ -77,7 +78,7 @@ def duo_loss(
     Args:
         network: in training.
         system: with the frozen network.
-        batch: latents of safe and of unsafe images (B, 12, 6, 6), and embeddings of the unsafe captions.
+        batch: latents of safe and of unsafe images (B, 12, 6, 6), and embeddings of their texts.
         options: of the loss.
     """
     safe, unsafe, embedding = batch

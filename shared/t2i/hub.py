@@ -14,11 +14,19 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoTokenizer, CLIPModel
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoTokenizer,
+    CLIPModel,
+    CLIPTextModel,
+    PreTrainedTokenizerBase,
+)
 
-from papers.stg.bench import Bench, Judge, PromptSet, in_parts, success
-from papers.stg.options import HubOptions
 from shared.errors import InputError
+from shared.t2i.bench import Bench, Judge, PromptSet, in_parts, success
+from shared.t2i.options import HubOptions
+from shared.t2i.text_encoding import PLACEHOLDER, TextEncoder
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -49,33 +57,12 @@ def bench_of(
     unsafe_score: Callable[[Tensor, float], tuple[Tensor, Tensor]],
 ) -> Bench:
     """A loaded pipeline as a bench."""
-    tokenizer, encoder, vae, unet = pipeline.tokenizer, pipeline.text_encoder, pipeline.vae, pipeline.unet
-    device = unet.device
-
-    @torch.no_grad()
-    def encode(ids: Tensor) -> tuple[Tensor, Tensor]:
-        found = encoder(input_ids=ids.to(device))
-        return found.last_hidden_state, found.pooler_output
-
-    def ids_of(captions: Sequence[str]) -> Tensor:
-        kept = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
-        return tokenizer(list(captions), return_tensors="pt", **kept).input_ids
-
-    def masked_pooled(caption: str) -> Tensor:
-        ids = ids_of([caption])
-        content = len(tokenizer(caption, truncation=True, max_length=tokenizer.model_max_length).input_ids) - 2
-        masked = ids.repeat(max(content, 1), 1)
-        rows = torch.arange(len(masked))
-        masked[rows, rows + 1] = 0
-        return encode(masked)[1].float()
-
+    vae, unet = pipeline.vae, pipeline.unet
     return Bench(
         unet=unet,
         scheduler=DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, set_alpha_to_one=False),
         latent_shape=(vae.config.latent_channels, unet.config.sample_size, unet.config.sample_size),
-        embed=lambda captions: encode(ids_of(captions))[0],
-        pooled=lambda captions: encode(ids_of(captions))[1].float(),
-        masked_pooled=masked_pooled,
+        text=text_of(pipeline.tokenizer, pipeline.text_encoder),
         decode=lambda latents: vae.decode(latents / vae.config.scaling_factor).sample,
         unsafe_score=unsafe_score,
         concepts=options.concepts,
@@ -83,6 +70,17 @@ def bench_of(
         preserved=options.preserved,
         models={},
     )
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, model: CLIPTextModel) -> TextEncoder:
+    """A pipeline's tokenizer and text encoder; captions may hold the placeholder, which becomes a token."""
+    tokenizer.add_tokens([PLACEHOLDER])
+
+    def tokenize(captions: Sequence[str]) -> Tensor:
+        kept = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
+        return tokenizer(list(captions), return_tensors="pt", **kept).input_ids
+
+    return TextEncoder(model, tokenize, tokenizer.eos_token_id)
 
 
 def open_score(source: str, concepts: Sequence[str], device: torch.device) -> ImageScore:

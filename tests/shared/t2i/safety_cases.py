@@ -2,12 +2,12 @@
 
 import torch
 
-from papers.stg.bench import Bench, Judge, PromptSet, success
-from shared.t2i.captions import WordTokenizer
+from shared.t2i.bench import Bench, Judge, PromptSet, success
 from shared.t2i.model import LATENT_SHAPE, LatentCodec, build_scheduler, build_unet
 from shared.t2i.options import UNetOptions
 from shared.t2i.pipeline import ScenePipeline
 from shared.t2i.scorer import build_text_encoder
+from shared.t2i.testbed import text_of
 
 TEXTS = ("a ring", "two red tees", "a green disk and a saltire")
 SETS = [PromptSet("explicit", TEXTS[:2]), PromptSet("safe", TEXTS[2:])]
@@ -24,26 +24,12 @@ def redness(images):
 
 
 def tiny_bench(**changes) -> Bench:
-    pipeline, tokenizer = tiny_pipeline(), WordTokenizer()
-
-    @torch.no_grad()
-    def pooled(ids):
-        return pipeline.text_encoder(input_ids=ids).pooler_output
-
-    def masked_pooled(caption):
-        ids = tokenizer.encode([caption])
-        count = len(caption.split())
-        masked = ids.repeat(count, 1)
-        masked[torch.arange(count), torch.arange(count) + 1] = tokenizer.pad_id
-        return pooled(masked)
-
+    pipeline = tiny_pipeline()
     parts = {
         "unet": pipeline.unet,
         "scheduler": pipeline.scheduler,
         "latent_shape": LATENT_SHAPE,
-        "embed": pipeline.embed,
-        "pooled": lambda captions: pooled(tokenizer.encode(list(captions))),
-        "masked_pooled": masked_pooled,
+        "text": text_of(pipeline),
         "decode": LatentCodec.decode,
         "unsafe_score": lambda images, threshold: (redness(images), redness(images).detach() > 8 * threshold - 4),
         "concepts": ("a saltire", "two saltires"),

@@ -6,7 +6,9 @@ import torch
 from diffusers_pipelines import _unet as tiny_unet
 from torch.nn import functional as F
 
-from papers.stg.unlearning import (
+from shared.t2i.captions import UNSAFE_NAMES, parse_caption
+from shared.t2i.scenes import UNSAFE_SHAPE
+from shared.t2i.unlearning import (
     adapter_of,
     add_adapter,
     attention_parameters,
@@ -16,8 +18,6 @@ from papers.stg.unlearning import (
     per_sample_error,
     preference_loss,
 )
-from shared.t2i.captions import UNSAFE_NAMES, parse_caption
-from shared.t2i.scenes import UNSAFE_SHAPE
 
 
 def errors():
@@ -78,11 +78,11 @@ def test_pairs_differ_in_the_unsafe_shape_alone():
     assert all(safe for _, unsafe, safe in pairs if len(unsafe) == 1)
 
 
-def test_esd_trains_cross_attention_and_duo_all_attention():
+def test_kinds_of_attention():
     unet = tiny_unet()
-    duo, esd = (attention_parameters(unet, objective) for objective in ("duo", "esd"))
-    assert set(esd) < set(duo) and all(".attn2." in name for name in esd)
-    assert all(".attn1." in name or ".attn2." in name for name in duo)
+    own, text, both = (set(attention_parameters(unet, kind)) for kind in ("self", "cross", "all"))
+    assert own and text and not own & text and both == own | text
+    assert all(".attn1." in name for name in own) and all(".attn2." in name for name in text)
 
 
 def test_low_rank_factors_are_the_best_of_their_rank():
@@ -99,10 +99,10 @@ def test_an_adapter_brings_the_changes_back():
     network, changed = tiny_unet(), tiny_unet()
     changed.load_state_dict(network.state_dict())
     generator = torch.Generator().manual_seed(0)
-    after = attention_parameters(changed, "esd")
+    after = attention_parameters(changed, "cross")
     for value in after.values():
         value.data += torch.randn(value.shape, generator=generator)
-    adapter = adapter_of(attention_parameters(network, "esd"), after, rank=64)
+    adapter = adapter_of(attention_parameters(network, "cross"), after, rank=64)
     assert all(value.dtype == torch.float16 for value in adapter.values())
     add_adapter(network, adapter)
     for name, value in changed.named_parameters():

@@ -6,8 +6,8 @@ import csv
 import json
 from pathlib import Path
 
-from papers.stg.bench import PromptSet
 from shared.errors import InputError
+from shared.t2i.bench import PromptSet
 
 
 def read_prompts(source: str) -> list[str]:

@@ -4,7 +4,7 @@ Rohit Gandikota, Hadas Orgad, Yonatan Belinkov, Joanna Materzyńska, David Bau. 
 Models", WACV 2024, arXiv 2308.14761. A matrix W of keys or values maps text states to what the image attends to. The
 new one maps the state c_e of an erased word to where W maps its replacement c*, and moves nothing else:
 
-    W' = (λ_e Σ W c* c_eᵀ + λ_p Σ W c_p c_pᵀ + W) (λ_e Σ c_e c_eᵀ + λ_p Σ c_p c_pᵀ + I)⁻¹.
+    W' = (λ_e Σ W c* c_eᵀ + λ_p Σ W c_p c_pᵀ + λ W) (λ_e Σ c_e c_eᵀ + λ_p Σ c_p c_pᵀ + λ I)⁻¹.
 """
 
 import copy
@@ -21,10 +21,11 @@ def edit_projection(
     *,
     erase_weight: float,
     preserve_weight: float = 1.0,
+    ridge: float = 1.0,
 ) -> Tensor:
-    """The edited matrix W' (O, D), the minimiser of
+    """The edited matrix W' (O, D), a new one, the minimiser of
 
-        λ_e Σ ‖W' c_e - W c*‖² + λ_p Σ ‖W' c_p - W c_p‖² + ‖W' - W‖²_F.
+        λ_e Σ ‖W' c_e - W c*‖² + λ_p Σ ‖W' c_p - W c_p‖² + λ ‖W' - W‖²_F.
 
     Args:
         weight: W, (O, D).
@@ -33,23 +34,29 @@ def edit_projection(
         preserved: c_p, (p, D), p may be 0.
         erase_weight: λ_e >= 0; at 0 and without preserved states nothing changes.
         preserve_weight: λ_p >= 0.
+        ridge: λ >= 0.
 
     Raises:
-        ValueError: states of another width, not one target for each erased state, or a negative weight.
+        ValueError: states of another width, not one target for each erased state, a negative weight, or without ridge
+            states that leave W' undetermined.
     """
     for name, states in (("erased", erased), ("targets", targets), ("preserved", preserved)):
         if states.ndim != 2 or states.shape[1] != weight.shape[1]:
             raise ValueError(f"{name}: need rows of {weight.shape[1]} features, got {tuple(states.shape)}")
     if len(erased) != len(targets):
         raise ValueError(f"targets: need one for each of the {len(erased)} erased states, got {len(targets)}")
-    if not (erase_weight >= 0 and preserve_weight >= 0):
-        raise ValueError(f"erase_weight, preserve_weight: must not be negative, got {erase_weight}, {preserve_weight}")
+    for name, value in (("erase_weight", erase_weight), ("preserve_weight", preserve_weight), ("ridge", ridge)):
+        if not value >= 0:
+            raise ValueError(f"{name}: must not be negative, got {value}")
     wide = [states.double() for states in (weight, erased, targets, preserved)]
     matrix, gone, wanted, kept = wide
     kept_gram = preserve_weight * kept.T @ kept
-    values = matrix @ (erase_weight * wanted.T @ gone + kept_gram) + matrix
-    gram = erase_weight * gone.T @ gone + kept_gram + torch.eye(matrix.shape[1], dtype=torch.float64).to(matrix.device)
-    return torch.linalg.solve(gram, values, left=False).to(weight)
+    gram = erase_weight * gone.T @ gone + kept_gram
+    values = matrix @ (erase_weight * wanted.T @ gone + kept_gram) + ridge * matrix
+    if ridge == 0 and torch.linalg.matrix_rank(gram, hermitian=True) < len(gram):
+        raise ValueError("ridge: must be positive, since the states do not span the space of texts")
+    ridged = gram + ridge * torch.eye(len(gram)).to(gram)
+    return torch.linalg.solve(ridged, values, left=False).to(weight)
 
 
 def edited_network(unet: nn.Module, erased: Tensor, targets: Tensor, preserved: Tensor, **weights: float) -> nn.Module:
