@@ -42,7 +42,7 @@ def sample_run(
     return sample_sets(
         bench,
         sets,
-        lambda denoise, captions: plug_in(run, bench, denoise, captions, options),
+        lambda captions: plug_in(run, bench, captions, options),
         seed=seed,
         num_steps=options.num_steps,
         guidance_scale=options.guidance_scale,

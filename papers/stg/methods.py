@@ -1,4 +1,4 @@
-"""Every defence as what it changes in the sampler: the embeddings, and two hooks."""
+"""Every defence as what it changes in the sampler: the embeddings, and what acts in its steps."""
 
 from __future__ import annotations
 
@@ -10,15 +10,11 @@ from torch import Tensor
 
 from papers.stg.options import DefenceOptions
 from papers.stg.runs import Run
-from papers.stg.safe_text_guidance import (
-    centered_update_window,
-    guide_text_embedding,
-    safe_data_guidance,
-)
+from papers.stg.safe_text_guidance import centered_update_window, safe_data_guidance, safe_text_step
 from shared.t2i.bench import Bench
-from shared.t2i.defences import Plugs, filtered_prompts, negative_prompt, output_of_noise, sld_hook
-from shared.t2i.guidance import predict_noise
-from shared.t2i.sampling import Denoiser, EmbeddingHook, OutputHook, Step, classifier_free_guidance
+from shared.t2i.defences import Plugs, filtered_prompts, negative_prompt, sld
+from shared.t2i.guidance import output_of_noise, predict_noise
+from shared.t2i.step_method import NetworkStep, StepMethod
 
 
 def network_of(run: Run, bench: Bench, options: DefenceOptions) -> Bench:
@@ -27,13 +23,12 @@ def network_of(run: Run, bench: Bench, options: DefenceOptions) -> Bench:
     return bench.edited(run.strength, options.uce_preserve) if run.method == "uce" else bench
 
 
-def plug_in(run: Run, bench: Bench, denoise: Denoiser, captions: Sequence[str], options: DefenceOptions) -> Plugs:
-    """The embeddings and hooks of a run.
+def plug_in(run: Run, bench: Bench, captions: Sequence[str], options: DefenceOptions) -> Plugs:
+    """What a run samples with.
 
     Args:
         run: what is sampled.
         bench: the system, from `network_of`.
-        denoise: its denoiser; every evaluation goes through it.
         captions: of one batch.
         options: what is not in the run's name.
     """
@@ -42,81 +37,53 @@ def plug_in(run: Run, bench: Bench, denoise: Denoiser, captions: Sequence[str], 
     concept = bench.text.embed(bench.concepts[:1])
     match run.method:
         case "stg":
-            return Plugs(cond, uncond, embedding_hook=_stg(run.strength, bench, denoise, cond, options))
+            return Plugs(cond, uncond, _stg(run.strength, bench, options))
         case "sdg":
-            return Plugs(cond, uncond, output_hook=_sdg(run.strength, bench, denoise, cond, uncond, options))
+            return Plugs(cond, uncond, _sdg(run.strength, bench, options))
         case "negative":
             return Plugs(cond, negative_prompt(uncond, concept, run.strength))
         case "sld":
-            return Plugs(cond, uncond, output_hook=_sld(run.strength, bench, denoise, concept, options))
+            return Plugs(cond, uncond, _sld(run.strength, concept, options))
         case "safree":
             steps = options.num_steps if options.safree_filter else None
             concepts = bench.text.pooled(bench.concepts)
-            filtered, hook = filtered_prompts(bench, captions, concepts, alpha=run.strength, num_steps=steps)
-            return Plugs(filtered, uncond, embedding_hook=hook)
+            filtered, method = filtered_prompts(bench, captions, concepts, alpha=run.strength, num_steps=steps)
+            return Plugs(filtered, uncond, method)
         case _:
             return Plugs(cond, uncond)
 
 
-def _stg(strength: float, bench: Bench, denoise: Denoiser, anchor: Tensor, options: DefenceOptions) -> EmbeddingHook:
-    window = centered_update_window(options.num_steps, options.fraction)
-
-    def guide(step: Step, embedding: Tensor) -> Tensor:
-        if step.index not in window:
-            return embedding
-        guided, _, _ = guide_text_embedding(
-            lambda latents, states: denoise(latents, step.timestep, states),
-            lambda images: bench.unsafe_score(images, options.threshold),
-            step.latents,
-            embedding,
-            uncond_output=step.uncond_output,
-            guidance_scale=step.guidance_scale,
-            alpha_cumprod=step.alpha_cumprod,
-            step_size=strength,
-            prediction_type=bench.prediction_type,
-            decode=bench.decode,
-            anchor_embedding=anchor,
-            start=options.start,
-            prior_weight=options.prior_weight,
-        )
-        return guided
-
-    return guide
+def _stg(strength: float, bench: Bench, options: DefenceOptions) -> StepMethod:
+    return safe_text_step(
+        lambda images: bench.unsafe_score(images, options.threshold),
+        step_size=strength,
+        steps=centered_update_window(options.num_steps, options.fraction),
+        start=options.start,
+        prior_weight=options.prior_weight,
+    )
 
 
-def _sdg(
-    strength: float, bench: Bench, denoise: Denoiser, cond: Tensor, uncond: Tensor, options: DefenceOptions
-) -> OutputHook:
+def _sdg(strength: float, bench: Bench, options: DefenceOptions) -> StepMethod:
     """SDG acts in the same steps as STG, so that the two differ in what they move alone."""
-    window = centered_update_window(options.num_steps, options.fraction)
 
-    def guide(step: Step, cond_output: Tensor, guided_output: Tensor) -> Tensor:
-        if step.index not in window:
-            return guided_output
-
-        def noise_of(latents: Tensor) -> Tensor:
-            without = denoise(latents, step.timestep, uncond.expand(len(latents), -1, -1))
-            output = classifier_free_guidance(without, denoise(latents, step.timestep, cond), step.guidance_scale)
-            return predict_noise(latents, output, step.alpha_cumprod, bench.prediction_type)
-
+    def guide(step: NetworkStep, guided_output: Tensor) -> Tensor:
+        parametrisation = (step.alpha_cumprod, step.prediction_type)
         noise, flags, _ = safe_data_guidance(
-            noise_of,
+            lambda latents: predict_noise(latents, step.predict(latents), *parametrisation),
             lambda images: bench.unsafe_score(images, options.threshold),
             step.latents,
             alpha_cumprod=step.alpha_cumprod,
             scale=strength,
-            decode=bench.decode,
+            decode=step.decode,
         )
-        output = output_of_noise(step, noise, bench.prediction_type)
+        output = output_of_noise(step.latents, noise, *parametrisation)
         return torch.where(flags.view(-1, 1, 1, 1), output, guided_output)
 
-    return guide
+    return StepMethod(change_output=guide, steps=centered_update_window(options.num_steps, options.fraction))
 
 
-def _sld(strength: float, bench: Bench, denoise: Denoiser, concept: Tensor, options: DefenceOptions) -> OutputHook:
-    return sld_hook(
-        denoise,
-        bench.prediction_type,
+def _sld(strength: float, concept: Tensor, options: DefenceOptions) -> StepMethod:
+    return sld(
         concept,
         safety_scale=strength,
         threshold=options.sld_threshold,

@@ -12,9 +12,8 @@ from contextlib import AbstractContextManager
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from papers.stg.safe_text_guidance import guide_text_embedding
+from papers.stg.safe_text_guidance import safe_text_step
 from shared.t2i.pipeline_hooks import plugged_in
-from shared.t2i.step_method import NetworkStep, StepMethod
 
 
 def safe_text_embedding(
@@ -40,19 +39,5 @@ def safe_text_embedding(
     Raises:
         ValueError: on entering, a pipeline without these parts; in a run, as `guide_text_embedding`.
     """
-
-    def update(step: NetworkStep, embedding: Tensor, anchor: Tensor) -> Tensor:
-        guided, _, _ = guide_text_embedding(
-            step.denoise,
-            unsafe_score,
-            step.latents,
-            embedding,
-            **step.guidance,
-            step_size=step_size,
-            anchor_embedding=anchor,
-            start=start,
-            prior_weight=prior_weight,
-        )
-        return guided
-
-    return plugged_in(pipeline, StepMethod(change_embedding=update, steps=tuple(steps)))
+    method = safe_text_step(unsafe_score, step_size=step_size, steps=steps, start=start, prior_weight=prior_weight)
+    return plugged_in(pipeline, method)

@@ -16,13 +16,14 @@ Of the other defences, `safe_latent_diffusion_guidance` is that of `shared.t2i.s
 `safree_token_projection` that of `shared.t2i.token_filtering`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from shared.t2i.guidance import ascend_text_embedding, guided_noise, normalized_ascent_step, predict_clean_latents
 from shared.t2i.safe_latent_diffusion import safe_latent_diffusion_guidance
+from shared.t2i.step_method import NetworkStep, StepMethod
 from shared.t2i.token_filtering import safree_token_projection
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "predict_clean_latents",
     "safe_data_guidance",
     "safe_latent_diffusion_guidance",
+    "safe_text_step",
     "safree_token_projection",
     "unsafe_confidence",
 ]
@@ -148,6 +150,41 @@ def guide_text_embedding(
     )
     embedding = torch.where(found.moved.view(-1, 1, 1), found.embedding, text_embedding.detach())
     return embedding, found.active, -found.values
+
+
+def safe_text_step(
+    unsafe_score: Callable[[Tensor], tuple[Tensor, Tensor]],
+    *,
+    step_size: float,
+    steps: Iterable[int],
+    start: str = "previous",
+    prior_weight: float = 0.0,
+) -> StepMethod:
+    """STG as what acts in a sampler's steps.
+
+    Args:
+        unsafe_score: from images of the sampler's range to values and flags, as in `guide_text_embedding`.
+        step_size: ρ >= 0.
+        steps: in which the embedding may be updated; see `centered_update_window`.
+        start: as in `guide_text_embedding`.
+        prior_weight: as in `guide_text_embedding`.
+    """
+
+    def update(step: NetworkStep, embedding: Tensor, anchor: Tensor) -> Tensor:
+        guided, _, _ = guide_text_embedding(
+            step.denoise,
+            unsafe_score,
+            step.latents,
+            embedding,
+            **step.guidance,
+            step_size=step_size,
+            anchor_embedding=anchor,
+            start=start,
+            prior_weight=prior_weight,
+        )
+        return guided
+
+    return StepMethod(change_embedding=update, steps=frozenset(steps))
 
 
 def safe_data_guidance(

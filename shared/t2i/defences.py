@@ -1,11 +1,10 @@
-"""Defences that act on a sampler without training, as what they change in it: the embeddings, and two hooks.
+"""Defences that act on a sampler without training, as what they change in it: the embeddings, and what acts in steps.
 
 Each knows the concept by an embedding, whether of words or learned.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,19 +12,24 @@ import torch
 from torch import Tensor
 
 from shared.t2i.bench import Bench
-from shared.t2i.guidance import predict_clean_latents, predict_noise
+from shared.t2i.guidance import output_of_noise, predict_noise
 from shared.t2i.safe_latent_diffusion import safe_latent_diffusion_guidance
-from shared.t2i.sampling import Denoiser, EmbeddingHook, OutputHook, Step
+from shared.t2i.step_method import NetworkStep, StepMethod
 from shared.t2i.token_filtering import PUBLISHED_STEPS, filtered_step_limit, safree_token_projection
 
 
 class Plugs(NamedTuple):
-    """What a run gives to `shared.t2i.sampling.sample`."""
+    """What a run samples with.
+
+    Attributes:
+        cond_embedding: (B, L, D), in place of the prompts'.
+        uncond_embedding: (1, L, D), in place of the empty prompt's.
+        method: what acts in the sampler's steps.
+    """
 
     cond_embedding: Tensor
     uncond_embedding: Tensor
-    embedding_hook: EmbeddingHook | None = None
-    output_hook: OutputHook | None = None
+    method: StepMethod = StepMethod()
 
 
 def negative_prompt(uncond: Tensor, concept: Tensor, share: float) -> Tensor:
@@ -33,9 +37,7 @@ def negative_prompt(uncond: Tensor, concept: Tensor, share: float) -> Tensor:
     return torch.lerp(uncond, concept, share)
 
 
-def sld_hook(
-    denoise: Denoiser,
-    prediction_type: str,
+def sld(
     concept: Tensor,
     *,
     safety_scale: float,
@@ -43,16 +45,18 @@ def sld_hook(
     warmup_steps: int,
     momentum_scale: float,
     momentum_beta: float,
-) -> OutputHook:
+) -> StepMethod:
     """SLD away from the concept's embedding (1, L, D); options as in `safe_latent_diffusion_guidance`."""
     momentum: Tensor | None = None
 
-    def guide(step: Step, cond_output: Tensor, guided_output: Tensor) -> Tensor:
+    def guide(step: NetworkStep, guided_output: Tensor) -> Tensor:
         nonlocal momentum
-        unsafe_output = denoise(step.latents, step.timestep, concept.expand(len(step.latents), -1, -1))
+        momentum = None if step.index == 0 else momentum
+        parametrisation = (step.alpha_cumprod, step.prediction_type)
+        concept_output = step.denoise(step.latents, concept.expand(len(step.latents), -1, -1))
         noises = [
-            predict_noise(step.latents, output, step.alpha_cumprod, prediction_type)
-            for output in (step.uncond_output, cond_output, unsafe_output)
+            predict_noise(step.latents, output, *parametrisation)
+            for output in (step.uncond_output, step.cond_output, concept_output)
         ]
         noise, momentum = safe_latent_diffusion_guidance(
             *noises,
@@ -65,23 +69,23 @@ def sld_hook(
             momentum_scale=momentum_scale,
             momentum_beta=momentum_beta,
         )
-        return output_of_noise(step, noise, prediction_type)
+        return output_of_noise(step.latents, noise, *parametrisation)
 
-    return guide
+    return StepMethod(change_output=guide)
 
 
 def filtered_prompts(
     bench: Bench, captions: Sequence[str], concepts: Tensor, *, alpha: float, num_steps: int | None = None,
     word: Tensor | None = None,
-) -> tuple[Tensor, EmbeddingHook | None]:  # fmt: skip
-    """SAFREE's filtered embeddings (B, L, D), and a hook that uses them in the first steps only.
+) -> tuple[Tensor, StepMethod]:  # fmt: skip
+    """SAFREE's filtered embeddings (B, L, D), and what goes back to the prompts' own after the first steps.
 
     Args:
         bench: the system.
         captions: B prompts.
         concepts: (m, D), pooled embeddings of the concept.
         alpha: of the trigger rule; a lower one takes more tokens for triggers.
-        num_steps: of the sampler; None: the filtered embeddings are used in all steps, and there is no hook.
+        num_steps: of the sampler; None: the filtered embeddings are used in all steps.
         word: the placeholder's embedding, where captions hold one.
     """
     cond = bench.text.embed(captions, word)
@@ -90,10 +94,10 @@ def filtered_prompts(
         [safree_token_projection(each, rows, concepts, alpha)[0] for each, rows in zip(cond, masked, strict=True)]
     )
     if num_steps is None:
-        return filtered, None
+        return filtered, StepMethod()
     limits = [self_validation_steps(each, rows, concepts, num_steps) for each, rows in zip(cond, masked, strict=True)]
     last = torch.tensor(limits, device=cond.device).view(-1, 1, 1)
-    return filtered, lambda step, _: torch.where(step.index <= last, filtered, cond)
+    return filtered, StepMethod(change_embedding=lambda step, *_: torch.where(step.index <= last, filtered, cond))
 
 
 def self_validation_steps(
@@ -116,14 +120,3 @@ def self_validation_steps(
     return filtered_step_limit(
         embedding, projected, content, max_steps=10 * num_steps / PUBLISHED_STEPS, midpoint=offset, slope=sharpness
     )
-
-
-def output_of_noise(step: Step, noise: Tensor, prediction_type: str) -> Tensor:
-    """The network's output that stands for a noise ε at a step: the inverse of `predict_noise`."""
-    if prediction_type == "epsilon":
-        return noise
-    clean = predict_clean_latents(step.latents, noise, step.alpha_cumprod, "epsilon")
-    if prediction_type == "sample":
-        return clean
-    alpha = step.alpha_cumprod
-    return math.sqrt(alpha) * noise - math.sqrt(1 - alpha) * clean

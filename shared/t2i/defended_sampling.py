@@ -13,7 +13,8 @@ from torch import Tensor
 from shared.t2i.bench import Bench, Judge, Meter, PromptSet, in_parts
 from shared.t2i.defences import Plugs
 from shared.t2i.metrics import feature_similarity
-from shared.t2i.sampling import Denoiser, StepCallback, initial_noise, sample
+from shared.t2i.sampling import StepCallback, initial_noise, sample
+from shared.t2i.step_method import sampler_hooks
 
 DIGITS = 4
 """Decimals that tables keep of measured values."""
@@ -38,7 +39,7 @@ class Sampled(NamedTuple):
 def sample_sets(
     bench: Bench,
     sets: Sequence[PromptSet],
-    plug_in: Callable[[Denoiser, Sequence[str]], Plugs],
+    plug_in: Callable[[Sequence[str]], Plugs],
     *,
     seed: int,
     num_steps: int,
@@ -51,7 +52,7 @@ def sample_sets(
     Args:
         bench: the system with the U-Net that is sampled from.
         sets: of prompts.
-        plug_in: from the denoiser, through which every evaluation goes, and the captions of a batch to the defence.
+        plug_in: from the captions of a batch to the defence.
         seed: of the noise.
         num_steps: of the sampler.
         guidance_scale: w.
@@ -64,19 +65,20 @@ def sample_sets(
     started, processor = time.perf_counter(), time.process_time()
     for first in range(0, len(captions), batch_size):
         rows = slice(first, first + batch_size)
-        plugs = plug_in(meter, captions[rows])
+        plugs = plug_in(captions[rows])
+        embeddings = (plugs.cond_embedding, plugs.uncond_embedding)
         batch = sample(
             meter,
             bench.scheduler,
-            plugs.cond_embedding,
-            plugs.uncond_embedding,
+            *embeddings,
             initial_noise=noises[rows].to(plugs.cond_embedding),
             num_steps=num_steps,
             guidance_scale=guidance_scale,
             decode=bench.decode,
-            embedding_hook=plugs.embedding_hook,
-            output_hook=plugs.output_hook,
             step_callback=watch(first) if watch else None,
+            **sampler_hooks(
+                plugs.method, meter, *embeddings, prediction_type=bench.prediction_type, decode=bench.decode
+            ),
         )
         images.append(batch.float().cpu())
     count = len(captions)

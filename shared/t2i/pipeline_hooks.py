@@ -90,8 +90,9 @@ class _Guide:
         output = found[0]
         call = _Call(self, unet, inputs, timestep, keywords)
         uncond = output[: call.count] if self.guided else torch.zeros_like(output)
-        guided = classifier_free_guidance(uncond, output[-call.count :], call.guidance_scale)
-        changed = self.method.change_output(call.step(uncond), guided)
+        cond = output[-call.count :]
+        guided = classifier_free_guidance(uncond, cond, call.guidance_scale)
+        changed = self.method.change_output(call.step(uncond)._replace(cond_output=cond), guided)
         if changed is guided:
             return None
         # The pipeline combines both halves again: from equal ones it gets just what they are.

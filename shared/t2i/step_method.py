@@ -35,6 +35,7 @@ class NetworkStep(NamedTuple):
         alpha_cumprod: ᾱ of the step.
         prediction_type: of the network.
         decode: from latents to images, of the range that the sampler's images have.
+        cond_output: of the network with the step's embedding; None before it has been evaluated.
     """
 
     index: int
@@ -47,6 +48,7 @@ class NetworkStep(NamedTuple):
     alpha_cumprod: float
     prediction_type: str
     decode: Callable[[Tensor], Tensor]
+    cond_output: Tensor | None = None
 
     @property
     def guidance(self) -> dict[str, Any]:
@@ -109,7 +111,7 @@ def sampler_hooks(
     """
     current = cond_embedding
 
-    def network_step(step: Step) -> NetworkStep:
+    def network_step(step: Step, cond_output: Tensor | None = None) -> NetworkStep:
         def denoise(latents: Tensor, embedding: Tensor) -> Tensor:
             return denoiser(latents, step.timestep, embedding)
 
@@ -128,6 +130,7 @@ def sampler_hooks(
             alpha_cumprod=step.alpha_cumprod,
             prediction_type=prediction_type,
             decode=decode,
+            cond_output=cond_output,
         )
 
     def embedding_hook(step: Step, embedding: Tensor) -> Tensor:
@@ -140,7 +143,7 @@ def sampler_hooks(
     def output_hook(step: Step, cond_output: Tensor, guided_output: Tensor) -> Tensor:
         if not method.acts_in(step.index):
             return guided_output
-        return method.change_output(network_step(step), guided_output)
+        return method.change_output(network_step(step, cond_output), guided_output)
 
     return {
         "embedding_hook": embedding_hook if method.change_embedding else None,

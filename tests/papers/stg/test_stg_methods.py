@@ -15,10 +15,10 @@ from papers.stg.sample import sample_all
 from papers.stg.tune import try_all
 from shared.errors import InputError
 from shared.t2i.bench import Meter
-from shared.t2i.defences import output_of_noise, self_validation_steps
+from shared.t2i.defences import self_validation_steps
 from shared.t2i.defended_sampling import first_images, judge_images
-from shared.t2i.guidance import predict_noise
 from shared.t2i.sampling import Step
+from shared.t2i.step_method import sampler_hooks
 
 OPTIONS = DefenceOptions(num_steps=4, guidance_scale=3.0, threshold=0.5, fraction=1.0)
 
@@ -33,7 +33,7 @@ def images_of(text, bench, options=OPTIONS, seed=0):
 
 
 def plugs_of(text, bench, options=OPTIONS):
-    return plug_in(parse_run(text), bench, bench.denoise, TEXTS, options)
+    return plug_in(parse_run(text), bench, TEXTS, options)
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,11 @@ def test_safree_self_validation(bench):
         self_validation_steps(each, bench.text.masked_pooled(text), bench.text.pooled(bench.concepts), 4)
         for each, text in zip(bench.text.embed(TEXTS), TEXTS, strict=True)
     ]
-    step = Step(1, torch.tensor(0), torch.zeros(0), torch.zeros(0), 1.0, 0.5)
-    chosen = plugs.embedding_hook(step, torch.zeros(0))
+    cond = bench.text.embed(TEXTS)
+    hooks = sampler_hooks(plugs.method, bench.denoise, cond, cond)
+    chosen = hooks["embedding_hook"](Step(1, torch.tensor(0), torch.zeros(0), torch.zeros(0), 1.0, 0.5), cond)
     for index, limit in enumerate(limits):
-        expected = plugs.cond_embedding if limit >= 1 else bench.text.embed(TEXTS)
+        expected = plugs.cond_embedding if limit >= 1 else cond
         assert torch.equal(chosen[index], expected[index])
 
 
@@ -98,14 +99,6 @@ def test_the_more_the_projection_changes_the_more_steps():
     found = [self_validation_steps(states, masked, states[3:], 50) for masked in shares]
     assert found == [0, round(10 / (1 + math.exp(5 * (5.333 - 5)))), 10]
     assert self_validation_steps(states, shares[2], states[3:], 25) == 5
-
-
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_output_of_noise_inverts_the_noise_of_an_output(kind):
-    latents, output = torch.randn(2, 1, 3, 4, 4, dtype=torch.float64)
-    step = Step(0, torch.tensor(0), latents, output, 1.0, 0.3)
-    noise = predict_noise(latents, output, 0.3, kind)
-    torch.testing.assert_close(output_of_noise(step, noise, kind), output)
 
 
 def test_models_by_name(bench):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers_pipelines import draw, embeddings, scheduler, stable_diffusion
 
+from shared.t2i.defences import sld
 from shared.t2i.guidance import (
     ascend_text_embedding,
     for_all,
@@ -74,8 +75,16 @@ def in_the_testbed(pipeline, method):
         StepMethod(change_embedding=climb, steps=range(0, STEPS, 2)),
         StepMethod(climb, pull),
         universal_guidance(brightness, 5.0),
+        sld(
+            torch.linspace(-1, 1, 8 * 12).view(1, 8, 12),
+            safety_scale=5.0,
+            threshold=0.1,
+            warmup_steps=1,
+            momentum_scale=0.3,
+            momentum_beta=0.4,
+        ),
     ],
-    ids=["output", "embedding", "both", "universal"],
+    ids=["output", "embedding", "both", "universal", "sld"],
 )
 def test_both_samplers_draw_the_same(kind, method):
     pipeline = stable_diffusion(prediction_type=kind)
