@@ -36,11 +36,15 @@ class NoiseMlp(nn.Module):
             layers += [nn.Linear(size, next_size), nn.SiLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
 
-    def forward(self, x: Tensor, number: Tensor) -> Tensor:
-        """(B, outputs) of x (B, inputs) and numbers (B,) of order 1."""
+    def features(self, x: Tensor, number: Tensor) -> Tensor:
+        """What the first layer sees (B, ...) of x (B, inputs) and numbers (B,) of order 1."""
         waves = (x[:, :, None] * self.frequencies).flatten(1)
         phases = number[:, None] * self.levels
-        return self.layers(torch.cat([x, *_waves(waves), number[:, None], *_waves(phases)], dim=1))
+        return torch.cat([x, *_waves(waves), number[:, None], *_waves(phases)], dim=1)
+
+    def forward(self, x: Tensor, number: Tensor) -> Tensor:
+        """(B, outputs) of x (B, inputs) and numbers (B,) of order 1."""
+        return self.layers(self.features(x, number))
 
 
 def _waves(phases: Tensor) -> tuple[Tensor, Tensor]:
