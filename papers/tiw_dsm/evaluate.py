@@ -1,9 +1,9 @@
 """Evaluate: from the tables of every training to the paper's metrics and units tables.
 
 The metrics of arms are those of :meth:`papers.tiw_dsm.measurements.SampleMeter.measure`, and ``denoiser_error``. Those
-of discriminators (methods ``noisy`` and ``clean``) are ``steps``, ``small_weights`` (share of biased samples with a weight
-below 0.01, for ``noisy`` at its worst noise level) and ``ratio_error`` (mean squared error of the ratio, for ``noisy``
-its mean over noise levels). The units are the shares of the groups among an arm's samples: ``group_share``.
+of discriminators (methods ``noisy`` and ``clean``) are ``steps``; ``small_weights``, the share of biased samples with a
+weight below 0.01, for ``noisy`` at its worst noise level; and ``ratio_error``, the mean squared error of the ratio, for
+``noisy`` its mean over noise levels. The units are the shares of the groups among an arm's samples: ``group_share``.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from papers.tiw_dsm.data import Densities, Problem
-from papers.tiw_dsm.density_ratio import log_density_ratio
+from papers.tiw_dsm.density_ratio import Logit, log_density_ratio
 from papers.tiw_dsm.methods import Logits
 from papers.tiw_dsm.options import DataOptions, TrainOptions
 from shared.data_order import generator_for
@@ -29,7 +29,9 @@ SMALL_WEIGHT = 0.01
 """Biased samples whose weight is below are lost."""
 LOG10_WEIGHTS = torch.arange(-6, 2.01, 0.25, dtype=torch.float64)
 """Edges of the histogram of log10 w; its end bins hold everything beyond."""
-_COVERAGE_POINTS = 1000
+COMPARED = 2000
+"""Samples between which distances are computed, at most."""
+_PART = 1000
 
 
 @torch.no_grad()
@@ -65,17 +67,17 @@ class SampleMeter:
         feature_distance      Fréchet distance of the judge's features to the test set's; images only
         coverage              share of the test set with a sample among its nearest neighbours; images only
         """
-        test = self.problem.test
+        some, test = samples[:COMPARED], self.problem.test[:COMPARED]
         shares = self.group_shares(samples)
         found = {
-            "energy_distance": energy_distance(samples, test),
+            "energy_distance": energy_distance(some, test),
             "group_tv": total_variation(shares, torch.full_like(shares, 1 / len(shares))),
-            "reference_distance": self._reference_distance(samples) / self._reference_distance(test),
+            "reference_distance": self._reference_distance(some) / self._reference_distance(test),
         }
         if self.judge is not None:
-            features = (_features(self.judge, images) for images in (samples, test))
+            features = (_features(self.judge, images) for images in (samples, self.problem.test))
             found["feature_distance"] = frechet_distance(*features)
-            found["coverage"] = coverage(samples[:_COVERAGE_POINTS], test[:_COVERAGE_POINTS])
+            found["coverage"] = coverage(some, test)
         return found
 
     def group_shares(self, samples: Tensor) -> Tensor:
@@ -141,11 +143,16 @@ def ratio_errors(
 def biased_weights(logits: Logits, biased: Tensor, seed: int) -> dict[tuple[str, float], Tensor]:
     """log w = ℓ (N,) of the biased samples, by discriminator and noise level: clean, and with noise of each level."""
     generator = generator_for(seed, 7)
-    found = {("clean", 0.0): logits.clean(biased, torch.zeros(len(biased), device=biased.device))}
+
+    def log_weights(logit: Logit, x: Tensor, sigma: float) -> Tensor:
+        parts = [logit(part, torch.full((len(part),), sigma, device=x.device)) for part in x.split(_PART)]
+        return torch.cat(parts).double().cpu()
+
+    found = {("clean", 0.0): log_weights(logits.clean, biased, 0.0)}
     for sigma in WEIGHT_SIGMAS:
         x = biased + sigma * torch.randn(biased.shape, generator=generator).to(biased)
-        found["noisy", sigma] = logits.noisy(x, torch.full((len(biased),), sigma, device=biased.device))
-    return {key: values.double().cpu() for key, values in found.items()}
+        found["noisy", sigma] = log_weights(logits.noisy, x, sigma)
+    return found
 
 
 def small_weight_share(log_weights: Tensor) -> float:

@@ -68,7 +68,10 @@ def train(
 ) -> dict[str, dict[str, float]] | None:
     """Train the discriminators, then the arms: MLPs side by side, other networks one after another."""
     arms = [parse_arm(name) for name in methods]
-    accelerator = Accelerator(mixed_precision=options.denoiser.training.mixed_precision)
+    # Vectors are small, and their exact densities live on the CPU.
+    accelerator = Accelerator(
+        mixed_precision=options.denoiser.training.mixed_precision, cpu=not options.data.has_images
+    )
     problem = open_problem(options, seed, images)
     meter = SampleMeter(options.data, problem, open_judge(*judge) if judge else None)
     on_device = problem.to(accelerator.device)

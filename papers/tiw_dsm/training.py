@@ -153,7 +153,8 @@ def _train_discriminator(
         sigma=LOWEST_SIGMA if name == "clean" else None,
     )
     accelerator.free_memory()
-    return accelerator.unwrap_model(model)
+    # Logits are computed in full precision, whatever the training's.
+    return accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
 
 def train_arms(
