@@ -213,7 +213,10 @@ def groups_of(arms: Sequence[Arm], *, side_by_side: bool) -> dict[str, list[Arm]
 
 def distinct_trainings(arms: Sequence[Arm]) -> list[Arm]:
     """The first arm of each training."""
-    return list({arm.training: arm for arm in reversed(arms)}.values())[::-1]
+    found: dict[object, Arm] = {}
+    for arm in arms:
+        found.setdefault(arm.training, arm)
+    return list(found.values())
 
 
 def measure_arms(

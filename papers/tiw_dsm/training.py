@@ -138,6 +138,7 @@ def _train_discriminator(
     checkpoints: Path,
     checkpoint_every: int = 1000,
 ) -> nn.Module:
+    accelerator = _another(accelerator)
     set_seed(seed, device_specific=True)
     network = build_ratio_network(
         options.ratio, tuple(biased.shape[1:]), sigma_data=options.denoiser.sigma_data, seed=seed
@@ -152,7 +153,6 @@ def _train_discriminator(
         checkpoints=checkpoints,
         sigma=LOWEST_SIGMA if name == "clean" else None,
     )
-    accelerator.free_memory()
     # Logits are computed in full precision, whatever the training's.
     return accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
@@ -181,6 +181,7 @@ def train_arms(
     Returns:
         member i is the denoiser of arm i: the running mean of its weights where the options ask for one.
     """
+    accelerator = _another(accelerator)
     set_seed(seed, device_specific=True)
     denoiser = build_denoiser(options.denoiser, problem.sample_shape, seed=seed)
     kinds = list(dict.fromkeys(arm.method.data for arm in arms))
@@ -219,8 +220,12 @@ def train_arms(
         description=f"{len(arms)} arms" if len(arms) > 1 else arms[0].name,
     )
     trained = accelerator.unwrap_model(model) if mean is None else mean.model
-    accelerator.free_memory()
     return trained.eval().requires_grad_(False)
+
+
+def _another(accelerator: Accelerator) -> Accelerator:
+    """One for a single training: its saved states hold what it has prepared, and nothing of other trainings."""
+    return Accelerator(mixed_precision=accelerator.mixed_precision, cpu=accelerator.device.type == "cpu")
 
 
 def make_batch(options: TrainOptions, problem: Problem, numbers: np.ndarray) -> dict[str, Tensor]:
