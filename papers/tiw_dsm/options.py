@@ -59,7 +59,7 @@ class RatioOptions:
     ratio_candidates: tuple[int, ...]
     """Numbers of steps, multiples of the first, of which held-out references choose one for each where arms ask so."""
     ratio_architecture: Literal["mlp", "unet"] = "mlp"
-    """An MLP, or the encoder of diffusers' U-Net."""
+    """An MLP, or the contracting half of diffusers' U-Net."""
     ratio_widths: tuple[int, ...] = (64, 64, 64)
     """MLP: hidden layers, all alike; U-Net: channels at each resolution."""
     ratio_batch_size: int = 128
@@ -84,7 +84,13 @@ class RatioOptions:
             max_grad_norm=None,
             checkpoint_every=checkpoint_every,
         )
-        return DiscriminatorOptions(training, width=self.ratio_widths[0], depth=len(self.ratio_widths))
+        return DiscriminatorOptions(
+            training,
+            encoder=self.ratio_architecture,
+            width=self.ratio_widths[0],
+            depth=len(self.ratio_widths),
+            channels=self.ratio_widths,
+        )
 
 
 @dataclass(frozen=True)
@@ -111,8 +117,6 @@ class TrainOptions:
     sampling: SamplingOptions
     ref_fraction: float = 0.5
     """π, the share of references in a batch."""
-    ema_half_life: float | None = None
-    """Images after which an old state counts half in the running mean of the weights that samples; None: no mean."""
     mirror: bool = False
     """Whether training images are mirrored at random, before noise is added."""
 

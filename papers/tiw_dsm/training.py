@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from papers.tiw_dsm.data import Problem
 from papers.tiw_dsm.members import Members, build_members
 from papers.tiw_dsm.methods import Arm, BatchRatios, Logits, arm_losses
-from papers.tiw_dsm.networks import build_ratio_network
 from papers.tiw_dsm.options import TrainOptions
 from shared.data_order import generator_for
 from shared.diffusion.denoisers import lognormal_sigmas, per_sample
 from shared.diffusion.networks import LOWEST_SIGMA, discriminator_loss, discriminator_sigmas
-from shared.diffusion.training import build_denoiser, train_discriminator
+from shared.diffusion.training import build_denoiser, build_discriminator, train_discriminator
 from shared.t2i.model import RunningMean
 from shared.training import adamw, fit
 
@@ -140,12 +139,10 @@ def _train_discriminator(
 ) -> nn.Module:
     accelerator = _another(accelerator)
     set_seed(seed, device_specific=True)
-    network = build_ratio_network(
-        options.ratio, tuple(biased.shape[1:]), sigma_data=options.denoiser.sigma_data, seed=seed
-    )
+    settings = options.ratio.discriminator(steps, len(biased), checkpoint_every)
     model, _ = train_discriminator(
-        options.ratio.discriminator(steps, len(biased), checkpoint_every),
-        network,
+        settings,
+        build_discriminator(settings, tuple(biased.shape[1:]), sigma_data=options.denoiser.sigma_data, seed=seed),
         reference,
         biased,
         seed=seed,
@@ -254,10 +251,8 @@ def _follow(
     members: nn.Module, optimizer: torch.optim.Optimizer, options: TrainOptions, accelerator: Accelerator
 ) -> RunningMean | None:
     """A running mean of the weights that every step of the optimizer updates, saved with accelerate's states."""
-    if options.ema_half_life is None:
+    if options.denoiser.ema_decay is None:
         return None
-    images = options.references_per_batch + options.denoiser.training.batch_size
-    mean = RunningMean(members, 0.5 ** (images / options.ema_half_life))
-    mean = accelerator.prepare_model(mean, evaluation_mode=True)
+    mean = accelerator.prepare_model(RunningMean(members, options.denoiser.ema_decay), evaluation_mode=True)
     optimizer.register_step_post_hook(lambda *_: accelerator.unwrap_model(mean).update(members))
     return accelerator.unwrap_model(mean)

@@ -11,11 +11,10 @@ from papers.tiw_dsm import figures
 from papers.tiw_dsm.data import choose_subsets, draw_problem
 from papers.tiw_dsm.measurements import ERROR_SIGMAS, LOG10_WEIGHTS, WEIGHT_SIGMAS
 from papers.tiw_dsm.methods import parse_arm
-from papers.tiw_dsm.networks import UNetDiscriminator
 from papers.tiw_dsm.options import GROUPS, DataOptions, Scale
 from papers.tiw_dsm.train import kept_samples
 from shared.claims import read_paper
-from shared.diffusion.networks import UNetImage
+from shared.diffusion.training import build_denoiser, build_discriminator
 from shared.errors import InputError
 from shared.options import flags, from_mapping, read_scale, read_yaml
 from shared.pages import read_captions
@@ -95,14 +94,10 @@ def test_steps_are_those_of_the_comments():
 def test_networks_of_large_scales_exist(scale):
     train = settings_of(scale).settings["cifar10-5"].train
     with torch.device("meta"):
-        denoiser = UNetImage(
-            (3, 32, 32),
-            channels=train.denoiser.widths,
-            layers_per_block=train.denoiser.layers_per_block,
-            attention=train.denoiser.attention,
-        )
-        discriminator = UNetDiscriminator((3, 32, 32), sigma_data=0.5, channels=train.ratio.ratio_widths)
-        assert denoiser(torch.zeros(2, 3, 32, 32), torch.zeros(2)).shape == (2, 3, 32, 32)
+        denoiser = build_denoiser(train.denoiser, (3, 32, 32), seed=0)
+        settings = train.ratio.discriminator(train.ratio.ratio_steps, train.data.biased_size)
+        discriminator = build_discriminator(settings, (3, 32, 32), sigma_data=train.denoiser.sigma_data, seed=0)
+        assert denoiser(torch.zeros(2, 3, 32, 32), torch.ones(2)).shape == (2, 3, 32, 32)
         assert discriminator(torch.zeros(2, 3, 32, 32), torch.ones(2)).shape == (2,)
     weights = sum(weight.numel() for weight in denoiser.parameters())
     assert {"gpu": 3e6, "paper": 3e7}[scale] < weights < {"gpu": 2e7, "paper": 1e8}[scale]

@@ -23,9 +23,8 @@ TINY = TrainOptions(
 TINY_IMAGES = replace(
     TINY,
     data=DataOptions("glyphs", 0.1, biased_size=60, std=0.02),
-    denoiser=replace(TINY.denoiser, architecture="unet", widths=(4, 8)),
+    denoiser=replace(TINY.denoiser, architecture="unet", widths=(4, 8), ema_decay=0.5),
     ratio=replace(TINY.ratio, ratio_architecture="unet", ratio_widths=(4, 8)),
-    ema_half_life=100.0,
     mirror=True,
 )
 
