@@ -34,7 +34,7 @@ LABELS = {
     "guidance": "guidance",
     "oracle": "oracle",
 }
-STYLES = method_styles(list(LABELS))
+STYLES = method_styles(list(LABELS)) | {"oracle": {"color": "0.5", "marker": "P", "linestyle": ":"}}
 NOISY, CLEAN = {"color": STYLES["tiw"]["color"]}, {"color": STYLES["iw"]["color"]}
 TESTBEDS = {"mixture": "mixture", "exact": "exact ratio", "glyphs": "glyphs", "toy": "plane", "cifar10": "CIFAR-10"}
 ENERGY = "energy distance (× 10⁻³)"
@@ -114,8 +114,11 @@ def quality(tables: Tables) -> Figure:
         whole = [name for name in ordered(values) if parse_arm(name).exponent == 1]
         found[setting] = values[[name for name in whole if not parse_arm(name).ratio.isdigit()][::-1]]
     rows = max(values.shape[1] for values in found.values())
-    figure, axes = new_figure(columns=len(found), width=3.9, height=0.25 * rows + 0.8)
-    for panel, (setting, values) in zip(axes[0], found.items(), strict=True):
+    lines = -(-len(found) // 2)
+    figure, axes = new_figure(lines, min(len(found), 2), width=4.3, height=0.24 * rows + 0.7)
+    for panel in axes.flat[len(found) :]:
+        panel.axis("off")
+    for panel, (setting, values) in zip(axes.flat, found.items(), strict=False):
         styles = {name: STYLES[base_of(name)] for name in values}
         seed_dots(panel, values, styles, {name: label_of(parse_arm(name)) for name in values})
         panel.set(title=title_of(setting), xlabel=ENERGY, xlim=(min(0, values.min(axis=None)) - 1, None))
@@ -259,6 +262,8 @@ def lengths(tables: Tables) -> Figure:
     labels = (ENERGY, "biased data with w < 0.01 (%)", "held-out cross-entropy")
     for panel, label in zip(axes[0], labels, strict=True):
         panel.set(xscale="log", xlabel="steps of the discriminators", ylabel=label)
+        panel.set_xticks((25, 50, 100, 200, 400, 800), ("25", "50", "100", "200", "400", "800"))
+        panel.minorticks_off()
         panel.legend()
     axes[0, 2].set_yscale("log")
     axes[0, 0].set_title(title_of(setting))
@@ -278,24 +283,20 @@ def steps_of(names: Sequence[str], fixed: float) -> dict[float, str]:
 def samples(tables: Tables) -> Figure:
     """Samples of the first seed: images, or vectors by their coordinates along two of the modes."""
     methods = ("dsm_ref", "dsm_obs", "iw", "tiw", "oracle")
-    shown = [name for name in tables.main if set(methods[1:]) <= set(tables.drawn[name])]
-    figure, axes = new_figure(len(shown), len(methods), width=1.6, height=1.7)
+    shown = [name for name in tables.main if set(methods) <= set(tables.drawn[name])]
+    figure, axes = new_figure(len(shown), len(methods), width=1.7, height=1.8)
     for line, setting in zip(axes, shown, strict=True):
+        bed = TESTBEDS[testbed(setting)]
         for panel, name in zip(line, methods, strict=True):
-            drawn = tables.drawn[setting].get(name)
-            if drawn is None:
-                panel.axis("off")
-            elif drawn.dtype == torch.uint8:
+            drawn = tables.drawn[setting][name]
+            if drawn.dtype == torch.uint8:
                 show_images(panel, drawn)
             else:
-                x, y = drawn.float().T
-                panel.plot(x, y, ".", markersize=2, color=STYLES[name]["color"])
-                reach = 6 if testbed(setting) == "toy" else 1.8
-                panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+                panel.plot(*drawn.float().T, ".", markersize=2, color=STYLES[name]["color"])
+                panel.set(xlim=(-1, 2), ylim=(-1, 2), aspect="equal", xlabel="most frequent mode")
+                bed = f"{TESTBEDS[testbed(setting)]}: rarest mode"
             panel.set_title(LABELS[name])
-        vectors = tables.drawn[setting]["tiw"].dtype != torch.uint8
-        line[1].set_xlabel({"toy": "x"}.get(testbed(setting), "along the most frequent mode") if vectors else "")
-        line[0].set_ylabel(TESTBEDS[testbed(setting)] if not vectors else f"{TESTBEDS[testbed(setting)]}, rarest mode")
+        line[0].set_ylabel(bed)
     return figure
 
 
@@ -321,7 +322,7 @@ def fields(tables: Tables) -> Figure:
         "∇ log w̃ (π = ½)": log_ratio_and_score(densities.log_ratio, arrows, sigma)[1],
     }
     for panel, (title, score) in zip(axes[0], scores.items(), strict=False):
-        panel.quiver(*arrows.T, *score.T, color="0.25", scale_units="width", scale=25 if "w̃" not in title else 12)
+        panel.quiver(*arrows.T, *score.T, color="0.25", scale_units="width", scale=25 if "w̃" not in title else 6)
         panel.set_title(title)
     points = torch.cartesian_prod(fine, fine)
     weight = log_density_ratio(densities.log_ratio(points, torch.full((len(points),), 0.5)), 0.0).exp()

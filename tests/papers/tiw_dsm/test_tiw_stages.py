@@ -130,6 +130,21 @@ def test_tables_are_joined(ran, tmp_path):
     assert units.groupby("method")["value"].sum().tolist() == pytest.approx([1] * len(ARMS))
 
 
+def test_figures_are_drawn_from_the_tables(ran, tmp_path):
+    paths, found = ran
+    record = {"options": {"setting": "mixture-10", "seed": 0}, "measurements": found, "outputs": {}}
+    write_json(tmp_path / "record.json", record)
+    evaluate(paper="tiw_dsm", scale="small", measured=(paths["measured"],), shares=(paths["shares"],),
+             records=(tmp_path / "record.json",), metrics=tmp_path / "metrics", units=tmp_path / "units")  # fmt: skip
+    drawn = tmp_path / "mixture-10-core-seed0.safetensors"
+    drawn.write_bytes(paths["drawn"].read_bytes())
+    tables = {name: (paths[name],) for name in ("shares", "lengths", "errors", "weights")}
+    for figure in ("quality", "samples"):
+        outputs = {"png": tmp_path / f"{figure}.png", "pdf": tmp_path / f"{figure}.pdf"}
+        figures.draw(figure=figure, metrics=tmp_path / "metrics", **tables, drawn=(drawn,), **outputs)
+        assert outputs["png"].stat().st_size > 5000 and outputs["pdf"].exists()
+
+
 def test_samples_are_found_by_their_setting(ran, tmp_path):
     first, second = tmp_path / "mixture-2.5-core-seed1.safetensors", tmp_path / "mixture-2.5-studies-seed10.safetensors"
     for path in (first, second):
