@@ -51,17 +51,21 @@ class JudgeOptions:
 
 @dataclass(frozen=True)
 class Model:
-    """A denoiser of one data set, or a folder of one that is already trained."""
+    """A denoiser of one data set, trained here or already."""
 
     data: DataOptions
-    denoiser: DenoiserOptions
     seeds: tuple[int, ...]
     """Of data and trainings; results are reported for each."""
+    denoiser: DenoiserOptions | None = None
+    """How it is trained here."""
     judge: JudgeOptions | None = None
     """Of images."""
     pretrained: str | None = None
-    """Folder of diffusers' `UNet2DModel` with its DDPM scheduler, such as `google/ddpm-cifar10-32`, used in place of a
-    denoiser that is trained here."""
+    """Folder of diffusers' `UNet2DModel` with its DDPM scheduler, such as that of `google/ddpm-cifar10-32`."""
+
+    def __post_init__(self) -> None:
+        if (self.denoiser is None) == (self.pretrained is None):
+            raise ValueError("denoiser, pretrained: need one of the two")
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,9 @@ class SamplerOptions:
     """Samples of the base sampler for the discriminator's training."""
     judged: int = 2000
     """Samples and references of those metrics whose cost is quadratic."""
-    pictures: int = 0
+    kept: int = 0
     """Samples of each run that are kept, for figures."""
-    paths: int = 0
+    followed: int = 0
     """Requests of DiffRS that are followed step by step, for figures."""
     keep_discriminator: bool = False
     """Whether the discriminator is written out."""

@@ -101,6 +101,7 @@ def sample(
     )
     folders = RunFolders(state, [str(seed) for seed in seeds])
     for name, folder in folders.unfinished():
+        folder.mkdir(parents=True, exist_ok=True)
         source = (
             load_pretrained(Path(pretrained)) if pretrained else load_denoiser(denoisers[0] / f"seed{name}.safetensors")
         )
@@ -154,10 +155,10 @@ def make_seed(
     tables, kept = make_runs(job, bench, judge)
     if accelerator.is_main_process:
         tables["curve"] = pd.DataFrame(records)
-        tables["paths"] = follow_requests(bench, options.paths if is_first else 0)
+        tables["paths"] = follow_requests(bench, options.followed if is_first else 0)
         for name in TABLES:
             write_table(folder / f"{name}.parquet", tables[name])
-        kept["data"] = reals[: options.pictures]
+        kept["data"] = reals[: options.kept]
         save_pictures(folder / "pictures.safetensors", job.data, kept)
         weights = {name: value.half().cpu().contiguous() for name, value in network.state_dict().items()}
         save_file(weights, folder / "discriminator.safetensors")
@@ -177,7 +178,6 @@ def make_discriminator(job: _Job, bench: Bench, reals: Tensor, folder: Path) -> 
                 "sigma_max: the base sampler's samples are not finite; it must not exceed what was trained"
             )
         if accelerator.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
             save_file({"fakes": fakes.contiguous()}, path)
         accelerator.wait_for_everyone()
     fakes = load_file(path)["fakes"]
@@ -210,7 +210,7 @@ def make_runs(job: _Job, bench: Bench, judge: Judge) -> tuple[dict[str, pd.DataF
             made[key] = measured(job, bench, judge, name)
         row, samples, drawn = made[key]
         rows.append({"run": name, **row})
-        kept[name] = samples[: job.options.pictures]
+        kept[name] = samples[: job.options.kept]
         if job.data.kind == "ring":
             blocks.append(outlier_blocks(job.data, samples).assign(run=name))
         if drawn.details is not None:

@@ -37,6 +37,7 @@ def train(
     accelerator = Accelerator(mixed_precision=denoiser.training.mixed_precision)
     folders = RunFolders(state, [str(seed) for seed in seeds])
     for name, folder in folders.unfinished():
+        folder.mkdir(parents=True, exist_ok=True)
         train_seed(data, denoiser, int(name), prepared[0] if prepared else None, accelerator, folder)
     if not accelerator.is_main_process:
         return
