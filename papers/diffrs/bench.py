@@ -144,7 +144,6 @@ class Bench:
         noise = self.noise(NOISE, count * several)
         if several == 1:
             return noise.split(self.slots)
-        # Its first candidate is the base sampler's sample.
         return noise.view(several, count, *self.shape).split(self.slots, dim=1)
 
     def _diffrs(self, percentile: float, count: int, generator: torch.Generator) -> DiffRSOutput:

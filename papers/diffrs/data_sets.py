@@ -13,7 +13,7 @@ from torch import Tensor
 from papers.diffrs.options import DataOptions, JudgeOptions
 from shared.data_order import generator_for
 from shared.diffusion.gaussian_mixtures import GaussianMixture, ring
-from shared.diffusion.glyphs import SHAPES, SIZE, draw_glyphs
+from shared.diffusion.glyphs import SHAPES, draw_glyphs
 from shared.errors import InputError
 from shared.options import from_mapping, plain
 from shared.vision.data import LabeledImages, read_image_parquet
@@ -82,13 +82,6 @@ def judge_set(options: DataOptions, judge: JudgeOptions, prepared: LabeledImages
     if prepared is not None:
         return LabeledImages(as_samples(prepared.images), prepared.labels)
     return labelled_glyphs(judge.judge_size, options.std, generator_for(0, JUDGE))
-
-
-def sample_shape(options: DataOptions, prepared: Path | None) -> tuple[int, ...]:
-    """Shape of one sample."""
-    if options.kind == "images":
-        return tuple(read_prepared(prepared)["test"].shape[1:])
-    return (2,) if options.kind == "ring" else (1, SIZE, SIZE)
 
 
 def read_files(files: tuple[str, ...], key: str) -> LabeledImages:

@@ -38,7 +38,6 @@ TITLES = {
     "ring-ddim": "Ring, 10 steps of DDIM",
     "ring-weak": "Ring, weak discriminator",
     "glyphs": "Glyphs",
-    "glyphs-unet": "Glyphs, U-Nets",
     "exact-1d": "Exact ratio, 1-D",
     "exact-2d": "Exact ratio, 2-D",
     "cifar10": "CIFAR-10",
