@@ -1,8 +1,8 @@
 """Requests of DiffRS followed step by step: what was tested, what was rejected, and what it would have become.
 
-One request alone is in flight, so that the calls of the log ratio are its states in their order. A state is *rejected*
-if the next one tested is at a noisier level. The table has a row for each state tested, and one for the sample that the
-base sampler makes of each rejected one:
+One request alone is in flight, without a budget, so that the calls of the log ratio are its states in their order. A
+state is *rejected* if the next one tested is at a noisier level. The table has a row for each state tested, and one for
+the sample that the base sampler makes of each rejected one:
 
 ``request``, ``order`` (of the tests of a request), ``level`` (0 the noisiest), ``x``, ``y``, ``log_ratio``, ``kind``
 (``accepted``, ``rejected``, or ``without``: the end without this rejection).
@@ -49,7 +49,6 @@ def follow(bench: Bench, start: Tensor, percentile: float, number: int) -> pd.Da
         1,
         bench.shape,
         initial_noise=start[None],
-        max_nfe=bench.max_nfe,
         generator=generator_for(bench.seed, TESTS, number, device=bench.sigmas.device),
         solver=bench.solver,
     )
