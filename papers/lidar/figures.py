@@ -1,0 +1,294 @@
+"""Figures: scores against lookahead samples and against cost, images side by side, and the estimates' error."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from safetensors.torch import load_file
+from torch import Tensor
+
+from papers.lidar.evaluate import COSTS, families
+from papers.lidar.runs import parse_run
+from papers.lidar.sample import PICTURES_PER_PROMPT, first_of_tasks
+from shared.errors import InputError
+from shared.plotting import PALETTE, draw_figure, line_with_band, new_figure
+from shared.results import read_metrics
+from shared.stage import Input, Output, run
+from shared.tables import read_table
+
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = PALETTE
+SCORES = {"guidance_score": "guiding reward", "gold": "right images", "evaluator_score": "held-out scorer"}
+FAMILIES = {
+    "lidar/d3": ("LiDAR, δ = 3", SKY, "o"),
+    "lidar/d5": ("LiDAR, δ = 5", BLUE, "o"),
+    "lidar/d8": ("LiDAR, δ = 8", BLUE, "o"),
+    "lidar/d10": ("LiDAR, δ = 10", BLUE, "s"),
+    "lidar/target": ("LiDAR, target sampler ahead", SKY, "P"),
+    "bon": ("best of N", BLACK, "D"),
+    "date": ("DATE", VERMILION, "^"),
+    "universal": ("Universal Guidance", GREEN, "v"),
+    "smc-difference": ("steering, difference", PURPLE, "s"),
+    "smc-max": ("steering, max", PURPLE, "P"),
+    "smc-sum": ("steering, sum", PURPLE, "X"),
+}
+KINDS = {"permuted": "rewards permuted", "best": "best lookahead", "renoised": "the same, re-noised"}
+COST_LABELS = {"evaluations": "denoiser evaluations per image", "seconds": "processor seconds per image"}
+RIGHT, WRONG = "#009E73", "#D55E00"
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What figures are drawn from."""
+
+    metrics: pd.DataFrame
+    equal_score: pd.DataFrame
+    errors: pd.DataFrame
+    trials: pd.DataFrame
+    scores: pd.DataFrame
+    images: dict[str, Tensor]
+    """Of the first seed, by run: (tasks · 2, 3, H, W), uint8."""
+
+    def by_seed(self, metric: str) -> pd.DataFrame:
+        """Values of a metric on test prompts: a row for each seed, a column for each method."""
+        rows = self.metrics[(self.metrics["metric"] == metric) & (self.metrics["setting"] == "test")]
+        return rows.pivot(index="seed", columns="method", values="value")
+
+    @property
+    def costs(self) -> pd.DataFrame:
+        """Means over seeds: a row for each run, columns evaluations and seconds."""
+        rows = self.metrics[self.metrics["setting"] == "test"].dropna(subset="cost")
+        means = rows.groupby("method")[list(COSTS.values())].mean()
+        return means.rename(columns={column: name for name, column in COSTS.items()})
+
+    @property
+    def scored(self) -> list[str]:
+        """Those of :data:`SCORES` that were measured."""
+        return [metric for metric in SCORES if metric in set(self.metrics["metric"])]
+
+
+def label(name: str) -> str:
+    """A run in words."""
+    each = parse_run(name)
+    if each.kind in KINDS:
+        return f"{KINDS[each.kind]}, δ = {each.lookahead_steps}, n = {each.lookahead_size}"
+    if each.kind == "lidar":
+        return f"{FAMILIES[name.partition('-')[0]][0]}, n = {each.lookahead_size}"
+    if each.kind == "bon":
+        return f"best of {each.count}"
+    if each.kind == "smc":
+        return f"{FAMILIES[name.partition('/')[0]][0]}, K = {each.count}"
+    if each.kind == "date":
+        return "DATE" if each.count == 1 else f"DATE, every {each.count}th step"
+    return {"vanilla": "target sampler", "universal-reward": "Universal Guidance, for reward"}.get(
+        name, "Universal Guidance"
+    )
+
+
+def scaling(tables: Tables) -> Figure:
+    """Scores against the number of lookahead samples, a curve for each number of their steps (the paper's Fig. 3)."""
+    figure, axes = new_figure(1, len(tables.scored), width=2.9, height=2.7)
+    for panel, metric in zip(axes[0], tables.scored, strict=True):
+        values = tables.by_seed(metric)
+        for family, (name, *_) in FAMILIES.items():
+            runs = [run for run in values if run.startswith(f"{family}-") and "/d" in run]
+            if not runs:
+                continue
+            runs.sort(key=lambda run: parse_run(run).lookahead_size)
+            sizes = [parse_run(run).lookahead_size for run in runs]
+            color = {3: SKY, 5: BLUE, 8: BLUE, 10: PURPLE}[parse_run(runs[0]).lookahead_steps]
+            text = name.partition(", ")[2]
+            line_with_band(panel, sizes, values[runs].to_numpy(), label=text, color=color, marker="o")
+            panel.set_xticks(sizes, [str(size) for size in sizes])
+        panel.axhline(values["vanilla"].mean(), color="0.5", linestyle="--", linewidth=0.9, label="target sampler")
+        panel.set_xscale("log")
+        panel.set_xticks(sizes, [str(size) for size in sizes])
+        panel.minorticks_off()
+        panel.set(xlabel="lookahead samples n", ylabel=SCORES[metric])
+    axes[0, 0].legend(fontsize=7)
+    return figure
+
+
+def cost(tables: Tables) -> Figure:
+    """Scores against evaluations of the denoiser and against time, every family as a curve from the target sampler."""
+    shown = [metric for metric in tables.scored]
+    figure, axes = new_figure(len(shown), 2, width=4.0, height=2.3, sharey="row", sharex="col")
+    prices = tables.costs
+    for panels, metric in zip(axes, shown, strict=True):
+        means = tables.by_seed(metric).mean()
+        for panel, kind in zip(panels, COST_LABELS, strict=True):
+            _families_against(panel, means, prices[kind])
+        panels[0].set_ylabel(SCORES[metric])
+    for panel, text in zip(axes[-1], COST_LABELS.values(), strict=True):
+        panel.set_xlabel(text)
+    axes[0, 1].legend(fontsize=6.5, loc="upper left", bbox_to_anchor=(1.02, 1))
+    return figure
+
+
+def _families_against(panel: Axes, means: pd.Series, prices: pd.Series) -> None:
+    for family, names in families(list(prices.index)).items():
+        text, color, marker = FAMILIES[family]
+        points = np.array(sorted((prices[name], means[name]) for name in names))
+        panel.plot(*points.T, color=color, marker=marker, markersize=4, linewidth=1.1, label=text)
+    for kind, marker in (("permuted", "x"), ("best", "*"), ("renoised", "p")):
+        runs = [name for name in prices.index if name.startswith(f"{kind}/")]
+        if runs:
+            style = {"color": ORANGE, "linestyle": "none", "marker": marker, "markersize": 6}
+            panel.plot(prices[runs], means[runs], **style, label=KINDS[kind])
+    panel.set_xscale("log")
+
+
+def equal_score(tables: Tables) -> Figure:
+    """What an image costs where each family reaches the score of DATE in all steps, with 95 % intervals."""
+    table = tables.equal_score
+    names = [family for family in FAMILIES if family in set(table["family"])]
+    metrics = [metric for metric in SCORES if metric in set(table["score"])]
+    figure, axes = new_figure(len(metrics), 2, width=3.6, height=0.2 * len(names) + 0.7, sharey=True, sharex="col")
+    for panels, metric in zip(axes, metrics, strict=True):
+        for panel, kind in zip(panels, COST_LABELS, strict=True):
+            rows = table[(table["score"] == metric) & (table["cost"] == kind)].set_index("family")
+            for place, family in enumerate(reversed(names)):
+                row, color = rows.loc[family], FAMILIES[family][1]
+                panel.hlines(place, row["low"], row["high"], color=color, linewidth=2)
+                panel.plot(row["estimate"], place, FAMILIES[family][2], color=color, markersize=5)
+            panel.set_title(f"as much {SCORES[metric]} as DATE", fontsize=8)
+            panel.set_xscale("log")
+        panels[0].set_yticks(range(len(names)), [FAMILIES[family][0] for family in reversed(names)])
+    for panel, text in zip(axes[-1], COST_LABELS.values(), strict=True):
+        panel.set_xlabel(text)
+    return figure
+
+
+def samples(tables: Tables) -> Figure:
+    """Images of fixed prompts, two of each, under every pictured run; frames tell what the checker says."""
+    seed = tables.scores["seed"].min()
+    shown = tables.scores[(tables.scores["seed"] == seed) & (tables.scores["copy"] < PICTURES_PER_PROMPT)]
+    prompts = shown.drop_duplicates("unit").sort_values("unit")
+    prompts = prompts.iloc[first_of_tasks(prompts["task"].tolist())]
+    gold = shown.set_index(["run", "unit", "copy"])["gold"] if "gold" in shown else None
+    names = list(tables.images)
+    figure, axes = new_figure(
+        len(names), len(prompts) * PICTURES_PER_PROMPT, width=0.6, height=0.62, gridspec_kw={"hspace": 0, "wspace": 0}
+    )
+    for line, name in zip(axes, names, strict=True):
+        for place, panel in enumerate(line):
+            prompt, copy = divmod(place, PICTURES_PER_PROMPT)
+            panel.imshow(tables.images[name][place].permute(1, 2, 0).numpy(), interpolation="nearest")
+            panel.set(xticks=[], yticks=[])
+            right = None if gold is None else gold[name, prompts["unit"].iloc[prompt], copy]
+            for spine in panel.spines.values():
+                spine.set(visible=True, color="0.7" if right is None else RIGHT if right else WRONG, linewidth=1.8)
+            if name == names[0] and copy == 0:
+                text = textwrap.fill(prompts["prompt"].iloc[prompt], 14)
+                panel.set_title(text, fontsize=6, loc="left", fontweight="normal")
+        side = {"rotation": 0, "ha": "right", "va": "center", "fontsize": 7}
+        line[0].set_ylabel(textwrap.fill(label(name), 24), **side)
+    return figure
+
+
+STRENGTHS = {
+    "lidar": "scale s of LiDAR",
+    "renoised": "steps after re-noising",
+    "universal": "scale of Universal Guidance",
+    "date": "length ρ of DATE's steps",
+    "smc-difference": "λ of steering",
+}
+
+
+def strengths(tables: Tables) -> Figure:
+    """Share of conditions that hold, and the guiding reward, on development prompts over each method's strengths."""
+    names = [name for name in STRENGTHS if name in set(tables.trials["tuned"])]
+    metrics = {"gold_share": "conditions that hold", "guidance_score": "guiding reward"}
+    figure, axes = new_figure(2, len(names), width=2.1, height=2.0, sharey="row", squeeze=False)
+    for panels, metric in zip(axes, metrics, strict=True):
+        for panel, name in zip(panels, names, strict=True):
+            potentials = ("smc-difference", "smc-max", "smc-sum") if name.startswith("smc") else (name,)
+            rows = tables.trials[tables.trials["tuned"].isin(potentials)]
+            groups = ["tuned"] if name != "lidar" else ["reward_weight"]
+            for number, (_, group) in enumerate(rows.groupby(groups)):
+                value = group["reward_weight"].iloc[0]
+                text = f"λ = {value:g}" if name == "lidar" else group["tuned"].iloc[0].removeprefix("smc-")
+                curve = group.set_index("value")[metric].sort_index()
+                panel.plot(curve, marker="o", label=text, color=(BLUE, SKY, PURPLE)[number])
+            if len(rows.groupby(groups)) > 1 and metric == "gold_share":
+                panel.legend(fontsize=6)
+            panel.set_xscale("log")
+            if metric == "guidance_score":
+                panel.set_xlabel(STRENGTHS[name], fontsize=8)
+        panels[0].set_ylabel(metrics[metric])
+    return figure
+
+
+def mixtures(tables: Tables) -> Figure:
+    """Error of the estimates against n on Gaussian mixtures, whose expected future reward is known."""
+    titles = {"efr_error": "error of the expected future reward", "score_error": "relative error of its gradient"}
+    figure, axes = new_figure(1, 2, width=3.4, height=2.7)
+    for panel, (metric, title) in zip(axes[0], titles.items(), strict=True):
+        for color, (dimension, rows) in zip(PALETTE, tables.errors.groupby("dimension"), strict=False):
+            wide = rows.pivot(index="seed", columns="size", values=metric)
+            line_with_band(panel, wide.columns, wide.to_numpy(), label=f"d = {dimension}", color=color, marker="o")
+        sizes = np.array(sorted(tables.errors["size"].unique()), float)
+        level = tables.errors[tables.errors["size"] == sizes[0]][metric].mean()
+        panel.plot(sizes, level * (sizes / sizes[0]) ** -0.5, color="0.5", linestyle="--", label="1/√n")
+        panel.set(xscale="log", yscale="log", xlabel="lookahead samples n", ylabel=title)
+    axes[0, 0].legend(fontsize=7)
+    return figure
+
+
+FIGURES: dict[str, Callable[[Tables], Figure]] = {
+    each.__name__: each for each in (scaling, cost, equal_score, samples, strengths, mixtures)
+}
+
+
+def draw(
+    *,
+    figure: str,
+    metrics: Input,
+    equal_score: Input,
+    errors: Input,
+    trials: tuple[Input, ...],
+    scores: tuple[Input, ...],
+    images: tuple[Input, ...],
+    png: Output,
+    pdf: Output,
+) -> None:
+    """Draw one figure, by the name of its function."""
+    judged = [read_table(path) for path in scores]
+    tried = [read_table(path) for path in trials]
+    tables = Tables(
+        metrics=read_metrics(metrics),
+        equal_score=read_table(equal_score),
+        errors=read_table(errors),
+        trials=pd.concat(tried, ignore_index=True) if tried else pd.DataFrame({"tuned": []}),
+        scores=pd.concat(judged, ignore_index=True),
+        images=read_images(images, judged),
+    )
+    draw_figure(FIGURES, figure, tables, png, pdf)
+
+
+def read_images(images: tuple[Path, ...], judged: list[pd.DataFrame]) -> dict[str, Tensor]:
+    """Images of the least seed by run; files and score tables are in the same order.
+
+    Raises:
+        InputError: a file that is not of safetensors.
+    """
+    seeds = [int(table["seed"].iloc[0]) for table in judged]
+    found: dict[str, Tensor] = {}
+    for path, seed, table in zip(images, seeds, judged, strict=True):
+        if seed == min(seeds):
+            try:
+                stored = load_file(path)
+            except Exception as error:  # safetensors raises errors of its own
+                raise InputError(f"{path}: no images: {error}") from error
+            found |= {name: stored[name] for name in table["run"].unique() if name in stored}
+    return found
+
+
+if __name__ == "__main__":
+    run(draw)

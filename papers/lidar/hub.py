@@ -1,0 +1,240 @@
+"""LiDAR on a pipeline of the hub: lookahead sets of all prompts in files, then the runs that use them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+import yaml
+from accelerate import PartialState
+from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+
+from papers.lidar.cost import model_evaluations_per_image
+from papers.lidar.lookahead_sets import LookaheadSet, load_set, lookahead_key, save_set
+from papers.lidar.measures import diversity
+from papers.lidar.options import HubOptions, SamplerOptions, SolverOptions
+from papers.lidar.pipeline import decode_images, draw_lookahead, lookahead_sampling
+from papers.lidar.runs import Run, parse_run
+from shared.data_order import generator_for
+from shared.errors import InputError
+from shared.options import plain
+from shared.t2i.clip_scorer import ClipScorer, load_clip
+from shared.t2i.prompt_files import Prompt, read_prompts, split_prompts
+
+TARGET_NOISE, LOOKAHEAD_NOISE, SHUFFLE = range(3)
+"""Kinds of random draws, by seed, prompt and image."""
+SUPPORTED = ("vanilla", "bon", "lidar", "permuted", "best")
+
+
+class HubBench:
+    """A pipeline with a reward and a judge.
+
+    Args:
+        options: of the samplers.
+        hub: of the models.
+        pipeline: of diffusers, with a U-Net; its safety checker must be off, since it blanks images.
+        reward: what guides.
+        evaluator: what judges.
+        seed: of all noise.
+    """
+
+    def __init__(
+        self,
+        options: SamplerOptions,
+        hub: HubOptions,
+        pipeline: DiffusionPipeline,
+        reward: ClipScorer,
+        evaluator: ClipScorer,
+        *,
+        seed: int,
+    ) -> None:
+        self.options, self.hub, self.seed = options, hub, seed
+        self.pipeline, self.reward, self.evaluator = pipeline, reward, evaluator
+
+    def key(self, text: str, name: str, solver: SolverOptions) -> str:
+        """Key of a prompt's lookahead set."""
+        settings = {**plain(solver), "name": name, "guidance_scale": self.options.lookahead_guidance_scale}
+        settings |= {"seed": self.seed, "size": self.options.lookahead_size, "reward": self.hub.reward}
+        return lookahead_key(text, self.hub.model, settings)
+
+    def draw_set(self, row: int, prompt: Prompt, name: str, solver: SolverOptions) -> LookaheadSet:
+        """The lookahead set of a prompt, with the solver called `d<δ>`."""
+        latents, rewards = draw_lookahead(
+            self.pipeline,
+            prompt.text,
+            self._rewards,
+            scheduler=scheduler_of(solver, self.pipeline),
+            count=self.options.lookahead_size,
+            decode_batch=self.hub.decode_batch,
+            batch_size=self.options.batch_size,
+            generator=generator_for(self.seed, LOOKAHEAD_NOISE, row),
+            guidance_scale=self.options.lookahead_guidance_scale,
+            **({"timesteps": list(solver.timesteps)} if solver.timesteps else {"num_inference_steps": int(name[1:])}),
+        )
+        return LookaheadSet(self.key(prompt.text, name, solver), latents, rewards)
+
+    def sample_run(self, run: Run, row: int, prompt: Prompt, lookahead: LookaheadSet | None) -> dict[str, Any]:
+        """Images of one prompt in a run, judged: scores by metric (M,), measures, pictures uint8, and costs of an image.
+
+        Raises:
+            ValueError: a kind of run that is not supported here.
+        """
+        if run.kind not in SUPPORTED:
+            raise ValueError(f"run: {run.name} is not supported on models of the hub")
+        started = time.perf_counter()
+        if run.kind == "best":
+            latents = lookahead.best[None].expand(self.options.images_per_prompt, -1, -1, -1)
+        elif run.kind in ("vanilla", "bon"):
+            latents = self._best_of(run.count, row, prompt)
+        else:
+            rewards = lookahead.rewards
+            if run.kind == "permuted":
+                rewards = rewards[torch.randperm(len(rewards), generator=generator_for(self.seed, SHUFFLE, row))]
+            strength = {"reward_weight": self.hub.reward_weight, "scale": self.hub.scale}
+            with lookahead_sampling(
+                self.pipeline, lookahead.latents, rewards, end_timestep=self.options.end_timestep, **strength
+            ):
+                latents = self._target(row, prompt, range(self.options.images_per_prompt))
+        seconds = (time.perf_counter() - started) / len(latents)
+        return self._judge(prompt, latents) | {"costs": self._costs(run, seconds)}
+
+    def _target(self, row: int, prompt: Prompt, copies: range) -> Tensor:
+        return self.pipeline(
+            prompt.text,
+            num_images_per_prompt=len(copies),
+            num_inference_steps=self.options.num_steps,
+            guidance_scale=self.options.guidance_scale,
+            eta=self.options.eta,
+            generator=[generator_for(self.seed, TARGET_NOISE, row, copy) for copy in copies],
+            output_type="latent",
+        ).images
+
+    def _best_of(self, count: int, row: int, prompt: Prompt) -> Tensor:
+        size = self.options.images_per_prompt
+        parts = [self._target(row, prompt, range(part * size, (part + 1) * size)) for part in range(count)]
+        if count == 1:
+            return parts[0]
+        rewards = torch.stack([self._rewards_of_latents(part, prompt) for part in parts])  # (N, M)
+        return torch.stack(parts)[rewards.argmax(dim=0), torch.arange(size)]
+
+    def _costs(self, run: Run, seconds: float) -> dict[str, float]:
+        images = self.options.images_per_prompt
+        steps = {"best": 0, "bon": run.count * self.options.num_steps}.get(run.kind, self.options.num_steps)
+        ahead = {"num_lookahead": run.lookahead_size, "lookahead_steps": run.lookahead_steps or 0}
+        # Without guidance the pipeline evaluates the network once a step.
+        guided = {
+            "target_cfg": self.options.guidance_scale > 1,
+            "lookahead_cfg": self.options.lookahead_guidance_scale > 1,
+        }
+        evaluations = model_evaluations_per_image(target_steps=steps, num_images=images, **ahead, **guided)
+        ratings = run.count if run.kind == "bon" else run.lookahead_size / images
+        return {"evaluations": evaluations, "reward_evaluations": ratings, "seconds": seconds}
+
+    def _rewards(self, images: Tensor, texts: Sequence[str]) -> Tensor:
+        return self.reward(images, self.reward.text_features(texts)).cpu()
+
+    @torch.no_grad()
+    def _rewards_of_latents(self, latents: Tensor, prompt: Prompt) -> Tensor:
+        parts = latents.split(self.hub.decode_batch)
+        return torch.cat(
+            [self._rewards(decode_images(self.pipeline, part), [prompt.text] * len(part)) for part in parts]
+        )
+
+    @torch.no_grad()
+    def _judge(self, prompt: Prompt, latents: Tensor) -> dict[str, Any]:
+        images = torch.cat([decode_images(self.pipeline, part) for part in latents.split(self.hub.decode_batch)])
+        features = self.evaluator.image_features(images)
+        aligned = (features * self.evaluator.text_features([prompt.text])).sum(dim=-1)
+        return {
+            "scores": {
+                "guidance_score": self._rewards(images, [prompt.text] * len(images)).double().numpy(),
+                "evaluator_score": aligned.double().cpu().numpy(),
+                "diversity": np.repeat(diversity(features[None].cpu()), len(images)),
+            },
+            "images": (images.cpu() * 255).round().byte(),
+        }
+
+
+def scheduler_of(solver: SolverOptions, pipeline: DiffusionPipeline) -> Any:
+    """The scheduler of a lookahead sampler on the pipeline's noise schedule.
+
+    Raises:
+        InputError: diffusers has no such class, or a setting is not `<name>=<value>`.
+    """
+    kind = getattr(diffusers, solver.scheduler, None)
+    if kind is None:
+        raise InputError(f"scheduler: diffusers has no {solver.scheduler!r}")
+    settings = {}
+    for text in solver.settings:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise InputError(f"settings: expected <name>=<value>, got {text!r}")
+        settings[name] = yaml.safe_load(value)
+    return kind.from_config(pipeline.scheduler.config, **settings)
+
+
+def prepare_pipeline(pipeline: DiffusionPipeline, hub: HubOptions) -> None:
+    """Frozen networks, DDIM that does not clip, no safety checker and no progress bar."""
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    for network in (pipeline.unet, pipeline.vae):
+        network.eval().requires_grad_(False)
+    if hub.float32_decoder:
+        pipeline.vae.float()
+    if getattr(pipeline, "safety_checker", None) is not None:
+        pipeline.safety_checker = None
+    pipeline.set_progress_bar_config(disable=True)
+
+
+def open_hub(options: SamplerOptions, hub: HubOptions, *, seed: int, solver: SolverOptions | None = None) -> HubBench:
+    """The models of the options on this process's device, with the weights of a lookahead sampler where one is given."""
+    device = PartialState().device
+    pipeline = DiffusionPipeline.from_pretrained(
+        hub.model, torch_dtype=getattr(torch, hub.precision), use_safetensors=True
+    )
+    if solver is not None and solver.unet:
+        pipeline.unet = UNet2DConditionModel.from_pretrained(
+            solver.unet, torch_dtype=getattr(torch, hub.precision), use_safetensors=True
+        )
+    if solver is not None and solver.adapter:
+        repository, _, name = solver.adapter.rpartition("/")
+        pipeline.load_lora_weights(repository, weight_name=name)
+    prepare_pipeline(pipeline, hub)
+    reward, evaluator = (load_clip(name).to(device) for name in (hub.reward, hub.evaluator))
+    return HubBench(options, hub, pipeline.to(device), reward, evaluator, seed=seed)
+
+
+def own_prompts(path: Path, hub: HubOptions) -> list[tuple[int, Prompt]]:
+    """The prompts of this process with their numbers; all processes together have all."""
+    prompts = split_prompts(read_prompts(path), dev=0, test=hub.test_prompts, seed=hub.split_seed)["test"]
+    process = PartialState()
+    return list(enumerate(prompts))[process.process_index :: process.num_processes]
+
+
+def draw_sets(
+    bench: HubBench, prompts: list[tuple[int, Prompt]], name: str, solver: SolverOptions, folder: Path
+) -> None:
+    """Write the lookahead sets of prompts that are not in the folder yet."""
+    for row, prompt in prompts:
+        if not (folder / f"{bench.key(prompt.text, name, solver)}.safetensors").is_file():
+            save_set(folder, bench.draw_set(row, prompt, name, solver))
+
+
+def run_prompt(
+    bench: HubBench, row: int, prompt: Prompt, names: Sequence[str], solvers: dict[str, tuple[SolverOptions, Path]]
+) -> dict[str, dict[str, Any]]:
+    """All runs of one prompt, see `HubBench.sample_run`; `solvers` are the lookahead samplers with their folders."""
+    found = {}
+    for run in map(parse_run, names):
+        lookahead = None
+        if run.lookahead_size:
+            name = f"d{run.lookahead_steps}"
+            solver, folder = solvers[name]
+            lookahead = load_set(folder, bench.key(prompt.text, name, solver)).first(run.lookahead_size)
+        found[run.name] = bench.sample_run(run, row, prompt, lookahead)
+    return found

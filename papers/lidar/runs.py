@@ -1,0 +1,75 @@
+"""Names of what is sampled: methods, baselines and controls.
+
+============================  ==========================================================================================
+name                          meaning
+============================  ==========================================================================================
+``vanilla``                   the target sampler alone
+``bon/<N>``                   best of N: of N target samples the one with the highest reward is kept
+``lidar/d<δ>-n<n>``           LiDAR with the first n lookahead samples of a solver with δ steps
+``permuted/d<δ>-n<n>``        the same with the rewards of each prompt's lookahead samples shuffled: a control
+``lidar/target-n<n>``         LiDAR with lookahead samples of the target sampler itself: a control
+``best/d<δ>-n<n>``            the best lookahead sample itself
+``renoised/d<δ>-n<n>``        the best lookahead sample, noised again and finished by the target sampler
+``universal``                 Universal Guidance: the reward's gradient moves the noisy latents, in all steps
+``universal-reward``          the same at the scale at which its own reward is highest
+``date/<k>``                  DATE: the reward's gradient moves the text embedding, in every k-th step
+``smc-<potential>/k<K>``      Feynman-Kac steering of K particles for each prompt; the images are the first of them
+============================  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+TARGET = "target"
+"""Stands for δ where the target sampler draws the lookahead samples."""
+_AHEAD = re.compile(r"(lidar|permuted|best|renoised)/(?:d(\d+)|target)-n(\d+)")
+_STEERED = re.compile(r"smc-(difference|max|sum)/k(\d+)")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way to sample.
+
+    Attributes:
+        name: as in the table above.
+        kind: what stands before the slash, without the potential.
+        lookahead_steps: δ; None for the target sampler, and for kinds without lookahead samples.
+        lookahead_size: n; 0 for kinds without lookahead samples.
+        count: N of `bon`, K of `smc`, k of `date`.
+        potential: of `smc`.
+    """
+
+    name: str
+    kind: str
+    lookahead_steps: int | None = None
+    lookahead_size: int = 0
+    count: int = 1
+    potential: str | None = None
+
+    @property
+    def tuned(self) -> str | None:
+        """Whose strength the run takes; None for runs without one."""
+        strengths = {"permuted": "lidar", "date": "date", "smc": f"smc-{self.potential}"}
+        has_none = self.kind in ("vanilla", "bon", "best")
+        return None if has_none else strengths.get(self.kind, self.kind)
+
+
+def parse_run(name: str) -> Run:
+    """The run of a name.
+
+    Raises:
+        ValueError: the name is none of the above.
+    """
+    if name in ("vanilla", "universal", "universal-reward"):
+        return Run(name, name)
+    if match := _AHEAD.fullmatch(name):
+        kind, steps, size = match.groups()
+        if int(size) > 0 and steps != "0":
+            return Run(name, kind, int(steps) if steps else None, int(size))
+    if (match := re.fullmatch(r"(bon|date)/(\d+)", name)) and int(match[2]) > 0:
+        return Run(name, match[1], count=int(match[2]))
+    if (match := _STEERED.fullmatch(name)) and int(match[2]) > 0:
+        return Run(name, "smc", count=int(match[2]), potential=match[1])
+    raise ValueError(f"run: expected a name such as vanilla, bon/4, lidar/d5-n9 or smc-max/k4, got {name!r}")
