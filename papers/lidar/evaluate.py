@@ -14,13 +14,14 @@ Of each prompt, as a mean over its images, which share a lookahead set:
 ``<score>_per_log_n`` of a lookahead sampler ``lidar/d<δ>`` is the slope of the score against log n (units: prompts).
 ``bon-as-dear`` is best of N at the evaluations of one LiDAR run, interpolated between values of N.
 
-Of a seed: ``evaluations``, ``reward_evaluations`` and ``seconds`` for an image; ``diversity`` (mean squared distance of a prompt's images by the evaluator's features) of all and of right
-images, ``gold`` by task, and ``evaluations_to_<score>`` and ``seconds_to_<score>``: what an image costs where a family's
-curve reaches the score of DATE in all steps (see ``cost_to_reach``; a curve that never does counts ten times its dearest
-run). ``equal_score`` holds the same over all seeds with a 95 % interval, prompts drawn with replacement in each seed.
+Of a seed: ``evaluations``, ``reward_evaluations`` and ``seconds`` for an image; ``diversity`` (mean squared distance of
+a prompt's images by the evaluator's features) of all and of right images; ``gold`` by task; and
+``evaluations_to_<score>`` and ``seconds_to_<score>``, what an image costs where a family's curve reaches the score of
+DATE in all steps (see ``cost_to_reach``; a curve that never does counts ten times its dearest run). ``equal_score``
+holds the same over all seeds with a 95 % interval, prompts drawn with replacement in each seed.
 
-``cost`` is evaluations of the denoiser per image, a backward pass counted as two; ``wall_seconds`` is processor time per
-image. Settings are ``test``, ``validation`` (the gates), each task, and ``mixture``.
+``cost`` is evaluations of the denoiser per image, a backward pass counted as two; ``wall_seconds`` is processor time of
+an image. Settings are ``test``, ``validation`` (the gates), each task, and ``mixture``.
 """
 
 from __future__ import annotations
@@ -210,9 +211,8 @@ def equal_score_table(prompts: pd.DataFrame, costs: pd.DataFrame, curves: dict[s
     prices = costs.groupby("run")[list(COSTS)].mean()
     rows = []
     for score in SCORES:
-        groups = [
-            table for _, table in prompts.pivot(index=["seed", "unit"], columns="run", values=score).groupby("seed")
-        ]
+        wide = prompts.pivot(index=["seed", "unit"], columns="run", values=score)
+        groups = [table for _, table in wide.groupby("seed")]
         draws = [rng.integers(len(table), size=(REPLICATES, len(table))) for table in groups]
         resampled = np.mean(
             [table.to_numpy()[rows_drawn].mean(axis=1) for table, rows_drawn in zip(groups, draws, strict=True)], axis=0

@@ -80,7 +80,7 @@ class HubBench:
         return LookaheadSet(self.key(prompt.text, name, solver), latents, rewards)
 
     def sample_run(self, run: Run, row: int, prompt: Prompt, lookahead: LookaheadSet | None) -> dict[str, Any]:
-        """Images of one prompt in a run, judged: scores by metric (M,), measures, pictures uint8, and costs of an image.
+        """Images of one prompt in a run: scores by metric (M,), the images as bytes, and costs of an image.
 
         Raises:
             ValueError: a kind of run that is not supported here.
@@ -192,7 +192,7 @@ def prepare_pipeline(pipeline: DiffusionPipeline, hub: HubOptions) -> None:
 
 
 def open_hub(options: SamplerOptions, hub: HubOptions, *, seed: int, solver: SolverOptions | None = None) -> HubBench:
-    """The models of the options on this process's device, with the weights of a lookahead sampler where one is given."""
+    """The models of the options on this process's device, with a lookahead sampler's own weights if it has some."""
     device = PartialState().device
     pipeline = DiffusionPipeline.from_pretrained(
         hub.model, torch_dtype=getattr(torch, hub.precision), use_safetensors=True

@@ -21,8 +21,8 @@ score is added, s times, to what the network predicts (`guide_model_output`). In
     x̂0 <- x̂0 + s Σ_i (w^r_i - w_i) x̂_i,
 
 a step from the distance-weighted to the reward-and-distance-weighted mean of the lookahead samples. For s = 1 and a
-model that is the empirical distribution of these samples it is exactly the tilted prediction. Where one sample dominates both
-softmaxes the guidance ends by itself.
+model that is the empirical distribution of these samples it is exactly the tilted prediction. Where one sample
+dominates both softmaxes the guidance ends by itself.
 
 Here ‖x_t‖² is dropped, which cancels in both softmaxes, and the samples are centred, which changes neither the weights
 nor the difference of means, so that two matrix products of [B, d] with [d, n] do all the work.

@@ -12,9 +12,9 @@ REWARD = "guidance_score"
 
 
 def best_strengths(trials: pd.DataFrame, criterion: str) -> pd.DataFrame:
-    """Columns tuned, value, reward_weight: of each method the strength with the highest criterion; of equals, the first.
+    """Columns tuned, value, reward_weight: of each method the strength with the highest criterion, the first of equals.
 
-    Universal Guidance is there a second time, ``universal-reward``, with the strength at which its own reward is highest.
+    Universal Guidance is there a second time, as ``universal-reward``, with the strength that is best for its reward.
     """
     best = trials.loc[trials.groupby("tuned")[criterion].idxmax(), COLUMNS]
     universal = trials[trials["tuned"] == "universal"]

@@ -4,9 +4,10 @@ memory.
 ``gates``    parquet: method, unit (number of the prompt; empty for values of a whole seed), metric, value, seed.
 
 ``gold`` and ``crisp`` of the target sampler alone and of the best of four; ``reward_auc``, how often the reward ranks a
-right image above a wrong one, among target samples and among lookahead samples of each δ, and ``reward_auc_within``, the
-same for two images of one prompt; ``quality_gap``, by how much those of the largest δ are better than those of the least in that or in crispness; and
-``peak_mib``, the peak of the memory of tensors while four images of one prompt are sampled.
+right image above a wrong one, among target samples and among lookahead samples of each δ, and ``reward_auc_within``,
+the same for two images of one prompt; ``quality_gap``, by how much lookahead samples of the largest δ exceed those of
+the least, in that or in crispness; and ``peak_mib``, the peak of the memory of tensors while the images of one prompt
+are sampled.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def _row(method: str, metric: str, value: float, unit: str = WHOLE) -> dict[str,
 
 
 def target_rows(bench: SceneBench) -> list[dict[str, object]]:
-    """Accuracy and crispness of the target sampler, accuracy of the best of four, and the reward's AUC on all of these."""
+    """Accuracy and crispness of the target sampler and the best of four, and how well the reward ranks all of them."""
     names = {"vanilla": parse_run("vanilla"), f"bon/{POOL}": parse_run(f"bon/{POOL}")}
     judged = {name: bench.judge(bench.sample_run(each, None).latents) for name, each in names.items()}
     rows = [
