@@ -1,7 +1,7 @@
 """What an image costs: evaluations of the denoiser, and the cost at which a method reaches a score."""
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 BACKWARD = 2
 """What a backward pass costs, in evaluations."""
@@ -42,30 +42,35 @@ def model_evaluations_per_image(
     return target + (2 if lookahead_cfg else 1) * num_lookahead * lookahead_steps / num_images
 
 
-def cost_to_reach(score: float, costs: ArrayLike, scores: ArrayLike, *, out_of_reach: float = 10.0) -> float:
+def cost_to_reach(
+    score: ArrayLike, costs: ArrayLike, scores: ArrayLike, *, out_of_reach: float = 10.0
+) -> NDArray[np.float64]:
     """The least cost at which a method's curve reaches a score, interpolated linearly between its settings.
 
     A curve that stays below the score costs `out_of_reach` times its dearest setting.
 
     Args:
-        score: to be reached.
+        score: to be reached, a number or one for each replicate, (...).
         costs: of the method's settings, (S,).
-        scores: of the same, (S,).
+        scores: of the same, (..., S).
         out_of_reach: factor.
+
+    Returns:
+        (...).
 
     Raises:
         ValueError: no settings, or not one score for each.
     """
     costs, scores = np.asarray(costs, float), np.asarray(scores, float)
-    if costs.ndim != 1 or costs.shape != scores.shape or not len(costs):
+    if costs.ndim != 1 or not len(costs) or scores.shape[-1:] != costs.shape:
         raise ValueError(f"scores: need one for each of the costs, got {scores.shape} and {costs.shape}")
-    order = np.lexsort((scores, costs))
-    costs, scores = costs[order], scores[order]
-    reached = np.flatnonzero(scores >= score)
-    if not len(reached):
-        return float(out_of_reach * costs[-1])
-    first = reached[0]
-    if first == 0:
-        return float(costs[0])
-    share = (score - scores[first - 1]) / (scores[first] - scores[first - 1])
-    return float(costs[first - 1] + share * (costs[first] - costs[first - 1]))
+    order = np.argsort(costs, kind="stable")
+    costs, scores = costs[order], scores[..., order]
+    reached = scores >= np.asarray(score, float)[..., None]
+    first = reached.argmax(axis=-1)
+    before = np.maximum(first - 1, 0)
+    low, high = (np.take_along_axis(scores, place[..., None], axis=-1)[..., 0] for place in (before, first))
+    rise = np.where(high > low, high - low, 1.0)
+    share = np.where(first > 0, (score - low) / rise, 0.0)
+    found = costs[before] + share * (costs[first] - costs[before])
+    return np.where(reached.any(axis=-1), found, out_of_reach * costs[-1])

@@ -43,7 +43,7 @@ PER_PROMPT = (*SCORES, "crisp")
 COSTS = {"evaluations": "cost", "seconds": "wall_seconds"}
 REFERENCE = "date/1"
 """The run whose score the families' curves are to reach."""
-REPLICATES = 1000
+REPLICATES = 10_000
 
 
 def evaluate(
@@ -182,10 +182,6 @@ def error_rows(errors: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _curve_points(scores: pd.Series, costs: pd.Series, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    return costs[names].to_numpy(float), scores[names].to_numpy(float)
-
-
 def reach_rows(prompts: pd.DataFrame, costs: pd.DataFrame, curves: dict[str, list[str]]) -> pd.DataFrame:
     """For each seed and family the cost at which its curve reaches the reference's score."""
     rows = []
@@ -195,8 +191,9 @@ def reach_rows(prompts: pd.DataFrame, costs: pd.DataFrame, curves: dict[str, lis
         for family, names in curves.items():
             for score in SCORES:
                 for kind in COSTS:
-                    points = _curve_points(means[score], prices[kind], names)
-                    value = cost_to_reach(means.loc[REFERENCE, score], *points)
+                    value = float(
+                        cost_to_reach(means.loc[REFERENCE, score], prices.loc[names, kind], means.loc[names, score])
+                    )
                     label = {"method": family, "seed": int(seed), "setting": TEST}
                     rows.append({**label, "metric": f"{kind}_to_{score}", "value": value})
     return pd.DataFrame(rows)
@@ -217,18 +214,17 @@ def equal_score_table(prompts: pd.DataFrame, costs: pd.DataFrame, curves: dict[s
         resampled = np.mean(
             [table.to_numpy()[rows_drawn].mean(axis=1) for table, rows_drawn in zip(groups, draws, strict=True)], axis=0
         )
-        columns = groups[0].columns
-        means = pd.Series(np.mean([table.mean() for table in groups], axis=0), columns)
+        place = {name: number for number, name in enumerate(wide.columns)}
+        means = np.mean([table.mean().to_numpy() for table in groups], axis=0)
         for family, names in curves.items():
+            columns = [place[name] for name in names]
             for kind in COSTS:
-                estimate = cost_to_reach(means[REFERENCE], *_curve_points(means, prices[kind], names))
-                values = [
-                    cost_to_reach(drawn[REFERENCE], *_curve_points(drawn, prices[kind], names))
-                    for drawn in (pd.Series(row, columns) for row in resampled)
-                ]
+                curve = prices.loc[names, kind]
+                estimate = cost_to_reach(means[place[REFERENCE]], curve, means[columns])
+                values = cost_to_reach(resampled[:, place[REFERENCE]], curve, resampled[:, columns])
                 low, high = np.quantile(values, [0.025, 0.975])
                 label = {"family": family, "score": score, "cost": kind}
-                rows.append({**label, "estimate": estimate, "low": low, "high": high})
+                rows.append({**label, "estimate": float(estimate), "low": low, "high": high})
     return pd.DataFrame(rows)
 
 

@@ -39,6 +39,8 @@ FAMILIES = {
     "smc-sum": ("steering, sum", PURPLE, "X"),
 }
 KINDS = {"permuted": "rewards permuted", "best": "best lookahead", "renoised": "the same, re-noised"}
+STEP_COLOURS = {3: SKY, 5: BLUE, 8: BLUE, 10: PURPLE}
+"""Of curves over n, by δ."""
 COST_LABELS = {"evaluations": "denoiser evaluations per image", "seconds": "processor seconds per image"}
 RIGHT, WRONG = "#009E73", "#D55E00"
 
@@ -102,7 +104,7 @@ def scaling(tables: Tables) -> Figure:
                 continue
             runs.sort(key=lambda run: parse_run(run).lookahead_size)
             sizes = [parse_run(run).lookahead_size for run in runs]
-            color = {3: SKY, 5: BLUE, 8: BLUE, 10: PURPLE}[parse_run(runs[0]).lookahead_steps]
+            color = STEP_COLOURS[parse_run(runs[0]).lookahead_steps]
             text = name.partition(", ")[2]
             line_with_band(panel, sizes, values[runs].to_numpy(), label=text, color=color, marker="o")
             panel.set_xticks(sizes, [str(size) for size in sizes])
@@ -205,7 +207,7 @@ def strengths(tables: Tables) -> Figure:
     """Share of conditions that hold, and the guiding reward, on development prompts over each method's strengths."""
     names = [name for name in STRENGTHS if name in set(tables.trials["tuned"])]
     metrics = {"gold_share": "conditions that hold", "guidance_score": "guiding reward"}
-    figure, axes = new_figure(2, len(names), width=2.1, height=2.0, sharey="row", squeeze=False)
+    figure, axes = new_figure(2, len(names), width=2.1, height=2.0, sharey="row")
     for panels, metric in zip(axes, metrics, strict=True):
         for panel, name in zip(panels, names, strict=True):
             potentials = ("smc-difference", "smc-max", "smc-sum") if name.startswith("smc") else (name,)

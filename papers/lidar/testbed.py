@@ -233,8 +233,8 @@ class SceneBench:
         started, parts = time.process_time(), []
         prompts_at_once = max(1, self.options.batch_size // len(copies))
         for rows in torch.arange(len(self.specs)).split(prompts_at_once):
-            owners = rows.repeat_interleave(len(copies))
-            noise = self._noises(TARGET_NOISE, rows, copies)
+            draws = torch.cartesian_prod(rows, torch.tensor(copies))
+            owners, noise = draws[:, 0], self._noises(TARGET_NOISE, draws)
             scheduler = scheduler_of_rows(owners) if scheduler_of_rows else self.pipeline.scheduler
             if start is not None:
                 scheduler = LateScheduler(scheduler, steps)
@@ -252,7 +252,7 @@ class SceneBench:
                 num_steps=self.options.num_steps,
                 guidance_scale=self.options.guidance_scale,
                 eta=self.options.eta,
-                step_noise=lambda index, rows=rows: self._noises(STEP_NOISE, rows, copies, index),
+                step_noise=lambda index, draws=draws: self._noises(STEP_NOISE, draws, index),
             )
             parts.append(latents.unflatten(0, (len(rows), len(copies))))
         seconds = (time.process_time() - started) / (len(self.specs) * self.images)
@@ -297,27 +297,25 @@ class SceneBench:
         return {**kind, "guidance_scale": options.lookahead_guidance_scale, "seed": self.seed}
 
     def _draw_sets(self, steps: int | None, size: int) -> tuple[list[LookaheadSet], float]:
-        started, parts, copies = time.process_time(), [], range(size)
-        for rows in torch.arange(len(self.specs)).split(max(1, self.options.batch_size // size)):
-            owners = rows.repeat_interleave(size)
+        started, parts = time.process_time(), []
+        for draws in torch.cartesian_prod(torch.arange(len(self.specs)), torch.arange(size)).split(
+            self.options.batch_size
+        ):
+            noise = {}
             if steps is None:
-                noise = {
-                    "eta": self.options.eta,
-                    "step_noise": lambda index, rows=rows: self._noises(LOOKAHEAD_STEP_NOISE, rows, copies, index),
-                }
-            else:
-                noise = {}
+                noise["eta"] = self.options.eta
+                noise["step_noise"] = lambda index, draws=draws: self._noises(LOOKAHEAD_STEP_NOISE, draws, index)
             latents = self._sample(
-                owners,
-                self._noises(LOOKAHEAD_NOISE, rows, copies),
+                draws[:, 0],
+                self._noises(LOOKAHEAD_NOISE, draws),
                 self.pipeline.scheduler if steps is None else dpm_solver(self.pipeline),
                 StepMethod(),
                 num_steps=steps or self.options.num_steps,
                 guidance_scale=self.options.guidance_scale if steps is None else self.options.lookahead_guidance_scale,
                 **noise,
             )
-            parts.append(latents.unflatten(0, (len(rows), size)))
-        latents = torch.cat(parts)
+            parts.append(latents)
+        latents = torch.cat(parts).unflatten(0, (len(self.specs), size))
         rewards, solver = self.rewards_of(latents), self.solver(steps)
         sets = [
             LookaheadSet(lookahead_key(caption, self.model, solver), own, values)
@@ -330,9 +328,9 @@ class SceneBench:
     def _generator(self, kind: int, *key: int) -> torch.Generator:
         return generator_for(self.seed, kind, *key)
 
-    def _noises(self, kind: int, rows: Tensor, copies: range, *step: int) -> Tensor:
-        """Noise (rows · copies, ...), each of it a function of seed, kind, prompt, image and step."""
-        keys = [(int(row), copy, *step) for row in rows for copy in copies]
+    def _noises(self, kind: int, draws: Tensor, *step: int) -> Tensor:
+        """Noise (B, ...) for images by prompt and number, (B, 2): a function of seed, kind, prompt, image and step."""
+        keys = [(row, copy, *step) for row, copy in draws.tolist()]
         return torch.stack([torch.randn(LATENT_SHAPE, generator=self._generator(kind, *key)) for key in keys])
 
     def _reward_of(self, owners: Tensor) -> Callable[[Tensor], Tensor]:

@@ -103,9 +103,12 @@ def rankings(rewards: torch.Tensor, gold: np.ndarray) -> dict[str, float]:
 
 
 def memory_row(bench: SceneBench, name: str, strengths: dict[str, Strength]) -> dict[str, object]:
-    """Peak memory of the images of the first prompt, beyond the networks, in two steps; more steps hold no more."""
+    """Peak memory of the images of the first prompt, beyond the networks, in two steps; more steps hold no more.
+
+    No more samples than these images are drawn together, lookahead samples included.
+    """
     each = parse_run(name)
-    few = replace(bench.options, num_steps=2, steering_steps=())
+    few = replace(bench.options, num_steps=2, steering_steps=(), batch_size=bench.images)
     first: list[PromptSpec] = bench.specs[:1]
     alone = SceneBench(few, bench.pipeline, bench.reward, bench.evaluator, first, seed=bench.seed, model=bench.model)
     with PeakMemory() as memory:
