@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -119,16 +120,14 @@ def scaling(tables: Tables) -> Figure:
 
 def cost(tables: Tables) -> Figure:
     """Scores against evaluations of the denoiser and against time, every family as a curve from the target sampler."""
-    shown = [metric for metric in tables.scored]
-    figure, axes = new_figure(len(shown), 2, width=4.0, height=2.3, sharey="row", sharex="col")
+    figure, axes = new_figure(len(tables.scored), 2, width=4.0, height=2.3, sharey="row", sharex="col")
     prices = tables.costs
-    for panels, metric in zip(axes, shown, strict=True):
+    for panels, metric in zip(axes, tables.scored, strict=True):
         means = tables.by_seed(metric).mean()
         for panel, kind in zip(panels, COST_LABELS, strict=True):
             _families_against(panel, means, prices[kind])
         panels[0].set_ylabel(SCORES[metric])
-    for panel, text in zip(axes[-1], COST_LABELS.values(), strict=True):
-        panel.set_xlabel(text)
+    _label_costs(axes)
     axes[0, 1].legend(fontsize=6.5, loc="upper left", bbox_to_anchor=(1.02, 1))
     return figure
 
@@ -159,12 +158,20 @@ def equal_score(tables: Tables) -> Figure:
                 row, color = rows.loc[family], FAMILIES[family][1]
                 panel.hlines(place, row["low"], row["high"], color=color, linewidth=2)
                 panel.plot(row["estimate"], place, FAMILIES[family][2], color=color, markersize=5)
-            panel.set_title(f"as much {SCORES[metric]} as DATE", fontsize=8)
+            panel.set_title(f"DATE's level: {SCORES[metric]}", fontsize=8)
             panel.set_xscale("log")
         panels[0].set_yticks(range(len(names)), [FAMILIES[family][0] for family in reversed(names)])
+    _label_costs(axes)
+    return figure
+
+
+def _label_costs(axes: np.ndarray) -> None:
+    """Labels of the logarithmic cost axes below the last row, few enough not to overlap."""
     for panel, text in zip(axes[-1], COST_LABELS.values(), strict=True):
         panel.set_xlabel(text)
-    return figure
+        panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.xaxis.set_minor_formatter(NullFormatter())
 
 
 def samples(tables: Tables) -> Figure:

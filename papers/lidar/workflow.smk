@@ -146,7 +146,7 @@ else:
                 f"{L}/draw-{solver}-seed{{seed}}.log",
             resources:
                 **RESOURCES,
-            cache: False  # gigabytes of latents
+            cache: True
             shell:
                 "{params.launch} papers.lidar.draw_sets_hub {params.arguments} --sets {output.sets}"
                 " --record {output.record} &> {log}"

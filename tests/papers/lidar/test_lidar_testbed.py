@@ -133,10 +133,9 @@ def test_steered_particles_have_higher_rewards(bench, plain):
 
 
 def test_judges_know_a_right_image(bench):
-    specs = [parse for parse in bench.specs]
-    group = specs[0].groups[0]
+    group = bench.specs[0].groups[0]
     image = torch.from_numpy(render_scene([SceneObject(group.shape, group.color or "red", 4, 4)]))
-    latents = LatentCodec.encode(image[None]).expand(len(specs), 2, -1, -1, -1)
+    latents = LatentCodec.encode(image[None]).expand(3, 2, -1, -1, -1)
     judged = bench.judge(latents)
     assert judged["gold"][0].tolist() == [1, 1] and judged["crisp"].all()
     assert np.isclose(judged["diversity"], 0, atol=1e-6).all() and judged["diversity_right"][0] < 1e-6
