@@ -237,11 +237,6 @@ def provenance(records: Iterable[Mapping[str, Any]]) -> Provenance:
 # ---- pictures -------------------------------------------------------------------------------------------------------
 
 
-def image_url(path: Path) -> str:
-    """A png file as a ``data:`` URL."""
-    return _data_url(path.read_bytes())
-
-
 def thumbnail_url(path: Path, *, width: int = 480) -> str:
     """A png file, scaled down to ``width`` pixels and 64 colours, as a ``data:`` URL."""
     from PIL import Image  # comes with matplotlib; only the page of all papers needs it
@@ -299,7 +294,6 @@ def template_environment() -> Environment:
         "detectable": detectable,
         "duration": duration,
         "effect": effect,
-        "image_url": image_url,
         "inline": lambda text: Markup(_MARKDOWN.renderInline(text)),
         "interval_picture": interval_picture,
         "number": number,

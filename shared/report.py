@@ -1,11 +1,11 @@
-"""The report of one paper: REPORT.md and a self-contained report.html, and the generated parts of its README."""
+"""The report of one paper: REPORT.md and report.html, and the generated parts of its README."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,10 @@ def render_html(
     metrics: pd.DataFrame,
     figures: Sequence[CaptionedFigure] = (),
     records: Iterable[Mapping[str, Any]] = (),
+    *,
+    folder: Path,
 ) -> str:
-    """The report as one HTML5 document with its figures inside; it loads nothing and needs no script.
+    """The report as one HTML5 document; it loads nothing but its figures, and needs no script.
 
     Args:
         paper: from ``paper.yaml``.
@@ -54,12 +56,16 @@ def render_html(
         metrics: metrics table of the same scale.
         figures: shown in this order.
         records: what the stages recorded of their runs (:mod:`shared.stage`); may be empty.
+        folder: where the document will be, from which figures are linked: copies of them inside of it would make up
+            most of a store that travels with the repository.
 
     Raises:
         InputError: ``verdicts`` of another paper.
     """
-    template = template_environment().get_template("report.html.j2")
-    return template.render(_context(paper, verdicts, metrics, figures, records))
+    environment = template_environment()
+    environment.filters["link"] = _links_from(folder)
+    context = _context(paper, verdicts, metrics, figures, records)
+    return environment.get_template("report.html.j2").render(context)
 
 
 def render_markdown(
@@ -71,13 +77,9 @@ def render_markdown(
     *,
     folder: Path,
 ) -> str:
-    """The report as Markdown for a file in ``folder``, from which figures are linked; else as :func:`render_html`."""
+    """The report as Markdown; arguments and errors as :func:`render_html`."""
     environment = template_environment()
-    environment.filters |= {
-        "cell": _cell,
-        "link": lambda path: Path(os.path.relpath(path, folder)).as_posix(),
-        "text": _text,
-    }
+    environment.filters |= {"cell": _cell, "link": _links_from(folder), "text": _text}
     context = _context(paper, verdicts, metrics, figures, records)
     return environment.get_template("report.md.j2").render(context)
 
@@ -95,11 +97,15 @@ def write_report(
     records = list(records)
     pages = {
         markdown: render_markdown(paper, verdicts, metrics, figures, records, folder=markdown.parent),
-        html: render_html(paper, verdicts, metrics, figures, records),
+        html: render_html(paper, verdicts, metrics, figures, records, folder=html.parent),
     }
     for path, text in pages.items():
         with atomic_output(path) as partial:
             partial.write_text(text, encoding="utf-8")
+
+
+def _links_from(folder: Path) -> Callable[[Path], str]:
+    return lambda path: Path(os.path.relpath(path, folder)).as_posix()
 
 
 def result_tables(paper: Paper, metrics: pd.DataFrame) -> list[ResultTable]:

@@ -1,4 +1,4 @@
-"""Write the report of a paper: Markdown, and one HTML page with its figures inside."""
+"""Write the report of a paper, as Markdown and as an HTML page."""
 
 from __future__ import annotations
 
