@@ -105,6 +105,7 @@ def test_the_stages_sample_and_tune(tmp_path, monkeypatch):
 def test_the_hub_opens_what_the_index_names(tmp_path, monkeypatch):
     load_without_text(monkeypatch)
     monkeypatch.setattr(hub, "open_score", lambda *_: redness)
+    monkeypatch.setattr(hub, "text_of", lambda *_: None)
     stable_diffusion_xl().save_pretrained(tmp_path)
     options = replace(HUB, model=str(tmp_path), scheduler="ddim", size=16)
     bench = hub.open_hub(options)
