@@ -34,15 +34,10 @@ ImageScore = Callable[[Tensor], Tensor]
 """From images (B, 3, H, W) in about [-1, 1] to scores (B,), differentiable."""
 
 
-def open_hub(options: HubOptions) -> Bench:
-    """The pipeline with DDIM, frozen, on the accelerator's device."""
-    device, precision = Accelerator().device, PRECISIONS[options.weights]
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        options.model, torch_dtype=precision, use_safetensors=True, safety_checker=None
-    ).to(device)
-    for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        network.eval().requires_grad_(False)
-    score = open_score(options.guidance, options.concepts, device)
+def open_hub(options: HubOptions, guidance: str) -> Bench:
+    """The pipeline with what guides, a source as in `open_score`."""
+    pipeline = open_pipeline(options)
+    score = open_score(guidance, options.concepts, pipeline.device)
 
     def unsafe_score(images: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
         values = score(images)
@@ -51,12 +46,22 @@ def open_hub(options: HubOptions) -> Bench:
     return bench_of(pipeline, options, unsafe_score)
 
 
+def open_pipeline(options: HubOptions) -> StableDiffusionPipeline:
+    """The pipeline, frozen, on the accelerator's device."""
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        options.model, torch_dtype=PRECISIONS[options.weights], use_safetensors=True, safety_checker=None
+    ).to(Accelerator().device)
+    for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        network.eval().requires_grad_(False)
+    return pipeline
+
+
 def bench_of(
     pipeline: StableDiffusionPipeline,
     options: HubOptions,
-    unsafe_score: Callable[[Tensor, float], tuple[Tensor, Tensor]],
+    unsafe_score: Callable[[Tensor, float], tuple[Tensor, Tensor]] | None,
 ) -> Bench:
-    """A loaded pipeline as a bench."""
+    """A loaded pipeline as a bench, with DDIM."""
     vae, unet = pipeline.vae, pipeline.unet
     return Bench(
         unet=unet,

@@ -124,16 +124,14 @@ class UnlearnOptions:
     """Share of pairs whose safe image has a safe shape in the unsafe one's place, rather than nothing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HubOptions:
-    """A pipeline of diffusers from the hub, prompts from files, and what scores images."""
+    """A pipeline of diffusers from the hub, prompts from files, and what judges images."""
 
     model: str
     """Hub name or folder of a Stable Diffusion pipeline (one text encoder and a U-Net)."""
-    guidance: str
-    """What guides: ``clip=<hub name>`` with the concept's phrases, or ``classifier=<hub name>=<label>``."""
     judge: str
-    """What judges, likewise; another model."""
+    """What judges: ``clip=<hub name>`` with the concept's phrases, or ``classifier=<hub name>=<label>``."""
     judge_threshold: float
     """Least score of the judge that counts as unsafe."""
     features: str
