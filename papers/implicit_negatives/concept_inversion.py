@@ -73,6 +73,7 @@ def invert_concept(
     batch_size: int,
     learning_rate: float,
     generator: torch.Generator,
+    first_timestep: int = 0,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Tensor:
     """What was learned, of the shape of `start`, detached: by Adam without weight decay, with everything else frozen.
@@ -82,18 +83,21 @@ def invert_concept(
         encode: from what is learned to c: the text encoder, or nothing where c itself is learned.
         start: the first value.
         latents: of all images of the concept, (M, C, H, W).
-        alphas_cumprod: ᾱ, (T,); timesteps are uniform over 0..T-1.
+        alphas_cumprod: ᾱ, (T,).
         steps: of Adam.
         batch_size: images in a step, drawn with replacement.
         learning_rate: of Adam.
         generator: of all draws, on the CPU.
+        first_timestep: timesteps are uniform over first_timestep..T-1. Where a network predicts clean latents, its ε is
+            all error at the least noisy timesteps, which then tell nothing of the concept.
         on_step: called with the number of each step, from 0, and its loss.
     """
     learned = start.detach().clone().requires_grad_()
     optimizer = torch.optim.Adam([learned], lr=learning_rate)
     for step in range(steps):
         rows = torch.randint(len(latents), (batch_size,), generator=generator)
-        timesteps = torch.randint(len(alphas_cumprod), (batch_size,), generator=generator).to(latents.device)
+        drawn = torch.randint(first_timestep, len(alphas_cumprod), (batch_size,), generator=generator)
+        timesteps = drawn.to(latents.device)
         batch = latents[rows.to(latents.device)]
         noise = torch.randn(batch.shape, generator=generator).to(batch)
         with torch.enable_grad():

@@ -95,6 +95,7 @@ def invert_on(
         batch_size=options.inversion_batch_size,
         learning_rate=options.inversion_rate,
         generator=generator_for(*draw),
+        first_timestep=options.inversion_first_timestep,
         on_step=lambda step, loss: curve.append(loss),
     )
     return learned.float().cpu(), curve

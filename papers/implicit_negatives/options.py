@@ -70,6 +70,8 @@ class InversionOptions:
     """Adam's learning rate."""
     inversion_images: int
     """Images of the concept."""
+    inversion_first_timestep: int = 0
+    """Least noisy timestep that is drawn."""
     inversion_target: Literal["token", "hidden"] = "token"
     """What is learned: one token's embedding, or the text encoder's output."""
 
