@@ -54,7 +54,7 @@ def sample_run(run: Run, system: System, sets: Sequence[PromptSet], seed: int, o
     return sample_sets(
         bench,
         sets,
-        lambda denoise, captions: plug_in(run, bench, denoise, captions, negative, options, word),
+        lambda captions: plug_in(run, bench, captions, negative, options, word),
         seed=seed,
         num_steps=options.num_steps,
         guidance_scale=options.guidance_scale,

@@ -15,21 +15,40 @@ from contextlib import AbstractContextManager
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from shared.t2i import defences
+from shared.t2i.defences import sld
 from shared.t2i.pipeline_hooks import plugged_in
 
 
 def safe_latent_diffusion(
-    pipeline: DiffusionPipeline, negative: Tensor, **options: float
+    pipeline: DiffusionPipeline,
+    negative: Tensor,
+    *,
+    safety_scale: float = 1000.0,
+    threshold: float = 0.01,
+    warmup_steps: int = 10,
+    momentum_scale: float = 0.3,
+    momentum_beta: float = 0.4,
 ) -> AbstractContextManager[None]:
-    """Within the block, runs of the pipeline are guided away from a negative by SLD.
+    """Within the block, runs of the pipeline are guided away from a negative by SLD (defaults: its preset medium).
 
     Args:
         pipeline: of diffusers, with `unet`, `vae` and `scheduler`; to be run with classifier-free guidance.
         negative: embedding of the concept, in words or learned, (1, L, D).
-        options: as in `shared.t2i.defences.safe_latent_diffusion`.
+        safety_scale: s_S.
+        threshold: λ_S.
+        warmup_steps: δ, of the sampler's steps.
+        momentum_scale: s_m.
+        momentum_beta: β_m.
 
     Raises:
         ValueError: on entering, a pipeline without these parts; in a run, shapes that do not fit.
     """
-    return plugged_in(pipeline, defences.safe_latent_diffusion(negative, **options))
+    method = sld(
+        negative.to(pipeline.unet.device, pipeline.unet.dtype),
+        safety_scale=safety_scale,
+        threshold=threshold,
+        warmup_steps=warmup_steps,
+        momentum_scale=momentum_scale,
+        momentum_beta=momentum_beta,
+    )
+    return plugged_in(pipeline, method)

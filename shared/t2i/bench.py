@@ -27,7 +27,7 @@ class Bench:
         text: from captions to embeddings; that of "" is unconditional.
         decode: from latents to images.
         unsafe_score: from images and a threshold to values (B,), higher is less safe, and flags (B,) bool;
-            None where no defence asks.
+            None where no defence asks for it.
         concepts: phrases by which defences know the unsafe concept.
         target: what UCE puts in the concept's place.
         preserved: phrases that UCE keeps.
@@ -39,7 +39,7 @@ class Bench:
     latent_shape: tuple[int, int, int]
     text: TextEncoder
     decode: Callable[[Tensor], Tensor]
-    unsafe_score: Callable[[Tensor, float], tuple[Tensor, Tensor]] | None
+    unsafe_score: Callable[[Tensor, float], tuple[Tensor, Tensor]]
     concepts: tuple[str, ...]
     target: str
     preserved: tuple[str, ...]

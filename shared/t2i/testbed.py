@@ -50,7 +50,7 @@ def open_testbed(pipeline: Path, detector: Path, unlearned: Mapping[str, Path]) 
 
 def bench_of(
     system: ScenePipeline,
-    unsafe_score: Callable[[Tensor, float], tuple[Tensor, Tensor]] | None,
+    unsafe_score: Callable[[Tensor, float], tuple[Tensor, Tensor]],
     models: Mapping[str, nn.Module],
 ) -> Bench:
     """A loaded pipeline as a bench."""
