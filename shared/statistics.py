@@ -288,6 +288,15 @@ def frontier_difference(x: float, y: float, curve_x: ArrayLike, curve_y: ArrayLi
     return float(y - weights @ heights)
 
 
+def hypervolume(points: Sequence[tuple[float, float]]) -> float:
+    """Area of the union of the rectangles from (0, 0) to each point: what a front of two goals is worth."""
+    area, best = 0.0, 0.0
+    for x, y in sorted(points, reverse=True):
+        area += x * max(y - best, 0.0)
+        best = max(best, y)
+    return area
+
+
 def _only_column(means: Array) -> Array:
     return means[..., 0]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from papers.date.drawn import Drawn, StepTrace, as_bytes, shown_rows
@@ -19,6 +19,7 @@ from papers.date.options import HubOptions, SamplerOptions
 from papers.date.variants import Variant, parse_schedules
 from shared.data_order import chunks, generator_for
 from shared.t2i.clip_scorer import ClipScorer, load_clip
+from shared.t2i.hub_pipeline import counted_rows, image_size, open_pipeline
 from shared.t2i.pipeline_hooks import plugged_in
 from shared.t2i.prompt_files import Prompt
 from shared.t2i.step_method import NetworkStep, StepMethod
@@ -31,10 +32,15 @@ class HubBench:
 
     Args:
         sampler: options of sampling.
-        pipeline: of diffusers, with a U-Net; its safety checker must be off, since it blanks images.
+        pipeline: of diffusers; its safety checker must be off, since it blanks images.
         scorers: ``guidance``, ``preference`` and ``evaluator``.
         prompts: what is sampled.
         seed: of the noise; each prompt has its own.
+        size: further arguments of the pipeline's call, for the size of its images.
+
+    Attributes:
+        branches: evaluations of the network for an image in a step that updates nothing, known after the first batch: 2
+            under classifier-free guidance, 1 in a model that was distilled from it.
     """
 
     def __init__(
@@ -45,8 +51,10 @@ class HubBench:
         prompts: Sequence[Prompt],
         *,
         seed: int,
+        size: Mapping[str, int] | None = None,
     ) -> None:
         self.sampler, self.pipeline, self.scorers, self.prompts, self.seed = sampler, pipeline, scorers, prompts, seed
+        self.size, self.branches = dict(size or {}), 2
         self.process = PartialState()
         self.shown = shown_rows(prompts, sampler.shown_per_task)
         self.schedules = parse_schedules(sampler.schedules, sampler.num_steps)
@@ -69,14 +77,17 @@ class HubBench:
         features = {name: scorer.text_features(texts) for name, scorer in self.scorers.items()}
         traces: list[StepTrace] = []
         shown = np.flatnonzero(np.isin(rows, self.shown))
-        with self._updates(variant, strength, rows, features, torch.tensor(shown, dtype=torch.int64), traces):
+        updates = self._updates(variant, strength, rows, features, torch.tensor(shown, dtype=torch.int64), traces)
+        with updates, counted_rows(self.pipeline) as counted:
             output = self.pipeline(
                 texts,
                 num_inference_steps=round(self.sampler.num_steps * variant.step_factor),
                 guidance_scale=self.sampler.guidance_scale,
                 generator=[generator_for(self.seed, int(row)) for row in rows],
                 output_type="pt",
+                **self.size,
             )
+        self.branches = counted[0] // len(rows)
         images = output.images.float()
         with torch.no_grad():
             scores = {f"{name}_score": scorer(images, features[name]).double().cpu().numpy()
@@ -135,22 +146,7 @@ def merge_parts(parts: list[dict[str, object]]) -> Drawn:
 def open_hub(sampler: SamplerOptions, options: HubOptions, prompts: Sequence[Prompt], *, seed: int) -> HubBench:
     """The models of the options, on this process's GPU where there is one."""
     device = PartialState().device
-    pipeline = DiffusionPipeline.from_pretrained(
-        options.model, torch_dtype=getattr(torch, options.precision), use_safetensors=True
-    )
-    prepare_pipeline(pipeline, gradient_checkpointing=options.gradient_checkpointing)
+    pipeline = open_pipeline(options)
     names = {"guidance": options.guidance, "preference": options.preference, "evaluator": options.evaluator}
     scorers = {name: load_clip(hub_name).to(device) for name, hub_name in names.items()}
-    return HubBench(sampler, pipeline.to(device), scorers, prompts, seed=seed)
-
-
-def prepare_pipeline(pipeline: DiffusionPipeline, *, gradient_checkpointing: bool) -> None:
-    """Frozen networks, DDIM that ends at the least noise of training, no safety checker and no progress bar."""
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, set_alpha_to_one=False, clip_sample=False)
-    for network in (pipeline.unet, pipeline.vae):
-        network.eval().requires_grad_(False)
-        if gradient_checkpointing:
-            network.enable_gradient_checkpointing()
-    if getattr(pipeline, "safety_checker", None) is not None:
-        pipeline.safety_checker = None
-    pipeline.set_progress_bar_config(disable=True)
+    return HubBench(sampler, pipeline, scorers, prompts, seed=seed, size=image_size(options))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from papers.date.variants import parse_schedules, parse_variant, strength_source
+from shared.t2i.options import PipelineOptions
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,10 @@ class ScenePromptOptions:
     """Rendered scenes of each prompt, with which the set of images is compared."""
 
 
-@dataclass(frozen=True)
-class HubOptions:
+@dataclass(frozen=True, kw_only=True)
+class HubOptions(PipelineOptions):
     """A model of the hub with its rewards and prompts."""
 
-    model: str
-    """Hub name of a text-to-image pipeline with a U-Net."""
     guidance: str
     """Hub name of the CLIP model that guides."""
     evaluator: str
@@ -55,10 +53,6 @@ class HubOptions:
     """Prompts drawn from the rest, on which results are reported."""
     split_seed: int = 0
     """Seed of both draws."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the pipeline; rewards are always computed in float32."""
-    gradient_checkpointing: bool = False
-    """Whether activations are computed anew in the backward pass, to save memory."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""DATE in any of diffusers' pipelines with a U-Net::
+"""DATE in diffusers' pipelines: Stable Diffusion 1.5 to 3, SDXL, FLUX, PixArt-α, latent consistency models::
 
 from papers.date.pipeline import adaptive_text_embedding
 
@@ -30,7 +30,7 @@ def adaptive_text_embedding(
     """Within the block, runs of the pipeline update their text embedding towards a reward.
 
     Args:
-        pipeline: of diffusers, with `unet`, `vae` and `scheduler`.
+        pipeline: of diffusers, as `shared.t2i.pipeline_hooks` lists them.
         evaluate: from images (B, 3, H, W) in about [0, 1], B = prompts x images per prompt, to rewards (B,).
         step_size: ρ; 0.5 for Stable Diffusion v1.5.
         steps: of the sampler in which the embedding is updated; see `update_step_indices`.
@@ -39,7 +39,7 @@ def adaptive_text_embedding(
         prior_weight: as in `adapt_text_embedding`.
 
     Raises:
-        ValueError: on entering, a pipeline without these parts; in a run, as `adapt_text_embedding`.
+        ValueError: on entering, a pipeline of another kind; in a run, as `plugged_in` and `adapt_text_embedding`.
     """
 
     def update(step: NetworkStep, embedding: Tensor, anchor: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ from papers.stg.options import SAFE, SOLO
 from papers.stg.runs import parse_run
 from shared.results import metrics_table, write_metrics, write_units
 from shared.stage import Input, Output, run
+from shared.statistics import hypervolume
 from shared.tables import read_table, write_table
 
 UNSAFE, COST = "unsafe", "cost"
@@ -147,15 +148,6 @@ def hypervolumes(rows: pd.DataFrame) -> pd.DataFrame:
             area = hypervolume(list(zip(front["dsr"], front["similarity"], strict=True)))
             found.append({"method": method, "seed": seed, "value": area})
     return pd.DataFrame(found, columns=["method", "seed", "value"]).assign(setting=UNSAFE, metric="hypervolume")
-
-
-def hypervolume(points: Sequence[tuple[float, float]]) -> float:
-    """Area of the union of the rectangles from (0, 0) to each point."""
-    area, best = 0.0, 0.0
-    for x, y in sorted(points, reverse=True):
-        area += x * max(y - best, 0.0)
-        best = max(best, y)
-    return area
 
 
 if __name__ == "__main__":

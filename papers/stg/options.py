@@ -83,6 +83,14 @@ class ToyOptions:
     """Points of the first seed that the figure shows."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class GuidedHubOptions(HubOptions):
+    """A pipeline of the hub with what guides STG and SDG."""
+
+    guidance: str
+    """What guides, as `judge`; another model."""
+
+
 @dataclass(frozen=True)
 class Scale:
     """One scale of ``config.yaml``."""
@@ -105,7 +113,7 @@ class Scale:
     """The testbed's prompts; or else ``hub``."""
     unlearn: dict[str, UnlearnOptions] | None = None
     """Models from which the concept is trained out, by the name under which runs use them."""
-    hub: HubOptions | None = None
+    hub: GuidedHubOptions | None = None
     """A pipeline of the hub."""
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""STG in any of diffusers' pipelines with a U-Net::
+"""STG in diffusers' pipelines: Stable Diffusion 1.4 to 3, SDXL, FLUX, PixArt-α, latent consistency models::
 
 from papers.stg.pipeline import safe_text_embedding
 
@@ -28,7 +28,7 @@ def safe_text_embedding(
     """Within the block, runs of the pipeline move their text embedding to safety while an image is flagged.
 
     Args:
-        pipeline: of diffusers, with `unet`, `vae` and `scheduler`.
+        pipeline: of diffusers, as `shared.t2i.pipeline_hooks` lists them.
         unsafe_score: from images (B, 3, H, W) in about [0, 1], not clamped, to values (B,), higher is less safe, and
             flags (B,) bool.
         step_size: ρ; 0.5 for Stable Diffusion v1.4.
@@ -37,7 +37,7 @@ def safe_text_embedding(
         prior_weight: as in `guide_text_embedding`.
 
     Raises:
-        ValueError: on entering, a pipeline without these parts; in a run, as `guide_text_embedding`.
+        ValueError: on entering, a pipeline of another kind; in a run, as `plugged_in` and `guide_text_embedding`.
     """
     method = safe_text_step(unsafe_score, step_size=step_size, steps=steps, start=start, prior_weight=prior_weight)
     return plugged_in(pipeline, method)

@@ -26,7 +26,8 @@ class Bench:
         latent_shape: (C, H, W).
         text: from captions to embeddings; that of "" is unconditional.
         decode: from latents to images.
-        unsafe_score: from images and a threshold to values (B,), higher is less safe, and flags (B,) bool.
+        unsafe_score: from images and a threshold to values (B,), higher is less safe, and flags (B,) bool;
+            None where no defence asks for it.
         concepts: phrases by which defences know the unsafe concept.
         target: what UCE puts in the concept's place.
         preserved: phrases that UCE keeps.

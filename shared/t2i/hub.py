@@ -1,4 +1,4 @@
-"""A Stable Diffusion pipeline of the hub as a bench, and scorers of the hub as guidance and judge.
+"""Pipelines of the hub as benches, and scorers of the hub as guidance and judge.
 
 Images are in [-1, 1] everywhere, as the VAE gives them; scorers clamp and normalise them themselves.
 """
@@ -6,11 +6,12 @@ Images are in [-1, 1] everywhere, as the VAE gives them; scorers clamp and norma
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,43 +26,60 @@ from transformers import (
 
 from shared.errors import InputError
 from shared.t2i.bench import Bench, Judge, PromptSet, in_parts, success
+from shared.t2i.hub_pipeline import image_size, open_pipeline
 from shared.t2i.options import HubOptions
 from shared.t2i.text_encoding import PLACEHOLDER, TextEncoder
-
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 ImageScore = Callable[[Tensor], Tensor]
 """From images (B, 3, H, W) in about [-1, 1] to scores (B,), differentiable."""
 
 
-def open_hub(options: HubOptions) -> Bench:
-    """The pipeline with DDIM, frozen, on the accelerator's device."""
-    device, precision = Accelerator().device, PRECISIONS[options.weights]
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        options.model, torch_dtype=precision, use_safetensors=True, safety_checker=None
-    ).to(device)
-    for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        network.eval().requires_grad_(False)
-    score = open_score(options.guidance, options.concepts, device)
+@dataclass(frozen=True)
+class PipelineBench:
+    """A whole pipeline and what scores its images; defences that act through its call alone can run in it.
+
+    Attributes:
+        pipeline: of diffusers, frozen.
+        unsafe_score: from images in about [-1, 1] and a threshold to values (B,), higher is less safe, and flags (B,).
+        size: further arguments of the pipeline's call, for the size of its images.
+    """
+
+    pipeline: DiffusionPipeline
+    unsafe_score: Callable[[Tensor, float], tuple[Tensor, Tensor]]
+    size: dict[str, int] = field(default_factory=dict)
+
+
+def open_hub(options: HubOptions, guidance: str) -> Bench | PipelineBench:
+    """The pipeline, frozen, on the accelerator's device: Stable Diffusion with DDIM taken apart for the defences.
+
+    Args:
+        options: of the pipeline.
+        guidance: what guides, a source as in `open_score`.
+    """
+    pipeline = open_pipeline(options)
+    score = open_score(guidance, options.concepts, pipeline.device)
 
     def unsafe_score(images: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
         values = score(images)
         return values, values.detach() > threshold
 
-    return bench_of(pipeline, options, unsafe_score)
+    if isinstance(pipeline, StableDiffusionPipeline) and options.scheduler == "ddim":
+        return bench_of(pipeline, options, unsafe_score)
+    return PipelineBench(pipeline, unsafe_score, image_size(options))
 
 
 def bench_of(
     pipeline: StableDiffusionPipeline,
     options: HubOptions,
-    unsafe_score: Callable[[Tensor, float], tuple[Tensor, Tensor]],
+    unsafe_score: Callable[[Tensor, float], tuple[Tensor, Tensor]] | None,
 ) -> Bench:
-    """A loaded pipeline as a bench."""
+    """A loaded pipeline as a bench, with DDIM."""
     vae, unet = pipeline.vae, pipeline.unet
+    side = options.size // 2 ** (len(vae.config.block_out_channels) - 1) or unet.config.sample_size
     return Bench(
         unet=unet,
         scheduler=DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, set_alpha_to_one=False),
-        latent_shape=(vae.config.latent_channels, unet.config.sample_size, unet.config.sample_size),
+        latent_shape=(vae.config.latent_channels, side, side),
         text=text_of(pipeline.tokenizer, pipeline.text_encoder),
         decode=lambda latents: vae.decode(latents / vae.config.scaling_factor).sample,
         unsafe_score=unsafe_score,

@@ -1,4 +1,4 @@
-"""Options of the text-to-image testbed, apart from the code, so that reading a configuration needs no PyTorch."""
+"""Options of the text-to-image testbed and of pipelines; apart from code, so that reading them needs no PyTorch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -124,16 +124,37 @@ class UnlearnOptions:
     """Share of pairs whose safe image has a safe shape in the unsafe one's place, rather than nothing."""
 
 
-@dataclass(frozen=True)
-class HubOptions:
-    """A pipeline of diffusers from the hub, prompts from files, and what scores images."""
+@dataclass(frozen=True, kw_only=True)
+class PipelineOptions:
+    """A text-to-image pipeline of diffusers; all of its networks are frozen."""
 
     model: str
-    """Hub name or folder of a Stable Diffusion pipeline (one text encoder and a U-Net)."""
-    guidance: str
-    """What guides: ``clip=<hub name>`` with the concept's phrases, or ``classifier=<hub name>=<label>``."""
+    """Hub name or folder of the pipeline, of any class that `shared.t2i.pipeline_hooks` lists."""
+    scheduler: Literal["ddim", "own"] = "ddim"
+    """Deterministic DDIM, or the model's own: flow matching and consistency models have no other."""
+    size: int = 0
+    """Height and width of images; 0: the model's own."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the pipeline; rewards are always computed in float32."""
+    half_parts: tuple[str, ...] = ()
+    """Parts kept in bfloat16 all the same, where the pipeline allows it: text_encoder_3 of Stable Diffusion 3."""
+    gradient_checkpointing: bool = False
+    """Whether activations of network and VAE are computed anew in the backward pass, to save memory."""
+    vae_slicing: bool = False
+    """Whether the VAE decodes one image at a time, to save memory."""
+    vae_tiling: bool = False
+    """Whether it decodes large images in overlapping tiles, to save memory; near seams they differ slightly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubOptions(PipelineOptions):
+    """A pipeline of diffusers from the hub, prompts from files, and what judges images.
+
+    Most defences run on Stable Diffusion alone, that is with one text encoder and a U-Net.
+    """
+
     judge: str
-    """What judges, likewise; another model."""
+    """What judges: ``clip=<hub name>`` with the concept's phrases, or ``classifier=<hub name>=<label>``."""
     judge_threshold: float
     """Least score of the judge that counts as unsafe."""
     features: str
@@ -150,8 +171,6 @@ class HubOptions:
     """Prompts of each set, at most; the first in the file, after those for selection."""
     dev_prompts: int = 20
     """Prompts of each set on which strengths are selected, the first in the file."""
-    weights: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Precision of the pipeline."""
 
 
 @dataclass(frozen=True)

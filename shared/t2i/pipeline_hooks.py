@@ -1,45 +1,68 @@
-"""Methods that act in sampler steps, inside any of diffusers' pipelines with a U-Net, without a pipeline of one's own.
+"""Methods that act in sampler steps, inside diffusers' text-to-image pipelines, without a pipeline of one's own.
 
-A pipeline calls its U-Net once a step, on the unconditional and the conditional half of a batch. `plugged_in` steps in
-right before and after: it sees what the network sees, so it needs to know neither the pipeline (Stable Diffusion,
-Stable Diffusion XL, inpainting, ...) nor the scheduler. Schedulers that count noise in σ scale the latents for the
-network to unit variance at ᾱ = 1 / (1 + σ²), so ᾱ follows from the timestep for them too.
+A pipeline calls its network, a U-Net or a transformer, once a step. `plugged_in` steps in right before and after: it
+sees what the network sees, so it needs to know neither the pipeline nor the scheduler::
+
+    with plugged_in(pipeline, method):
+        images = pipeline(prompts).images
+
+==============================  ================================================================================
+pipeline                        what a method meets
+==============================  ================================================================================
+Stable Diffusion, SDXL          an unconditional and a conditional half of the batch, combined by the pipeline
+Latent Consistency Models       no unconditional half: the guidance scale is an input of the U-Net, and fixed
+Stable Diffusion 3              flow matching; the sequence of text states is the embedding, the pooled ones are fixed
+FLUX                            the same without unconditional half (guidance is an input); packed latents, unpacked
+PixArt-α                        a text mask and learned variances, which are passed on as they are
+==============================  ================================================================================
+
+Schedulers that count noise in σ scale the latents for the network to unit variance at ᾱ = 1 / (1 + σ²), so ᾱ follows
+from the timestep for them too. Flow matching is translated (`shared.t2i.flow_matching`): methods see the latents scaled
+to unit variance and a v-prediction. The scheduler is only read, never stepped, so that its state stays right.
 """
 
+from __future__ import annotations
+
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
-from shared.t2i.sampling import classifier_free_guidance
-from shared.t2i.step_method import NetworkStep, StepMethod
+from shared.t2i.pipeline_calls import Arguments, NetworkCall, is_flow, named_arguments, signal_level, wide
+from shared.t2i.step_method import StepMethod
+
+__all__ = ["network_of", "plugged_in", "signal_level"]
 
 
 @contextmanager
 def plugged_in(pipeline: DiffusionPipeline, method: StepMethod) -> Iterator[None]:
     """Within the block, the method acts in each run of the pipeline; its images are decoded to about [0, 1].
 
-    Where it changes the embedding, the network is evaluated once more without the prompt, besides what the method
-    evaluates; changes of the output cost nothing. A run in which the method returns what it was given has the very same
-    images. The U-Net is the only part that is touched, and is as before afterwards. The block is for one run at a time.
+    Where it changes the embedding, the network is evaluated once more without the prompt (if the pipeline does so),
+    besides what the method evaluates; changes of the output cost nothing. A run in which the method returns what it was
+    given has the very same images. The embedding is carried in single precision at least, and rounded to the network's
+    where it is fed. The network is the only part that is touched, and is as before afterwards. The block is for one run
+    at a time; blocks may stand inside each other, and the outer one's method acts first.
 
     Args:
-        pipeline: one with `unet`, `vae` and `scheduler`; a U-Net that predicts ε, v or x0.
+        pipeline: one with `unet` or `transformer`, `vae` and `scheduler`; a network that predicts ε, v, x0 or a flow.
         method: what acts.
 
     Raises:
-        ValueError: the pipeline has no U-Net, VAE or scheduler with a noise schedule.
+        ValueError: on entering, the pipeline has no network, VAE, or scheduler whose noise is known; in a run, it calls
+            its network more than once in a step, or packs more than the image into the latents.
     """
-    missing = [name for name in ("unet", "vae", "scheduler") if getattr(pipeline, name, None) is None]
-    if missing or not hasattr(pipeline.scheduler, "alphas_cumprod"):
-        raise ValueError(f"pipeline: need a unet, a vae and a scheduler with alphas_cumprod; lacks {missing}")
+    missing = [name for name in ("vae", "scheduler") if getattr(pipeline, name, None) is None]
+    if missing or not (is_flow(pipeline.scheduler) or hasattr(pipeline.scheduler, "alphas_cumprod")):
+        raise ValueError(f"pipeline: need a vae, and a scheduler with alphas_cumprod or of flows; lacks {missing}")
+    network = network_of(pipeline)
     guide = _Guide(pipeline, method)
     handles = [
-        pipeline.unet.register_forward_pre_hook(guide.before, with_kwargs=True),
-        pipeline.unet.register_forward_hook(guide.after, with_kwargs=True),
+        network.register_forward_pre_hook(guide.before, with_kwargs=True),
+        network.register_forward_hook(guide.after, with_kwargs=True),
     ]
     try:
         yield
@@ -48,140 +71,88 @@ def plugged_in(pipeline: DiffusionPipeline, method: StepMethod) -> Iterator[None
             handle.remove()
 
 
+def network_of(pipeline: DiffusionPipeline) -> nn.Module:
+    """The network that a pipeline calls in its steps.
+
+    Raises:
+        ValueError: it has none.
+    """
+    for name in ("unet", "transformer"):
+        if (network := getattr(pipeline, name, None)) is not None:
+            return network
+    raise ValueError("pipeline: need a unet or a transformer")
+
+
 class _Guide:
     """The hooks: they count the steps of a run, and carry the embedding from one to the next."""
 
     def __init__(self, pipeline: DiffusionPipeline, method: StepMethod) -> None:
         self.pipeline, self.method = pipeline, method
-        self.last_timestep = float("-inf")
+        self.run: Tensor | None = None
+        self.place: int | None = None
         self.index = 0
         self.embedding: Tensor | None = None
-
-    @property
-    def guided(self) -> bool:
-        return bool(self.pipeline.do_classifier_free_guidance)
+        self.guided, self.guidance_scale = False, 1.0
 
     def before(
-        self, unet: torch.nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+        self, network: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        inputs, timestep, *rest = arguments
-        states = keywords["encoder_hidden_states"]
-        # Timesteps fall during a run: one that does not is the first of a new run.
-        if float(timestep) >= self.last_timestep:
-            self.index, self.embedding = -1, None
-        self.index, self.last_timestep = self.index + 1, float(timestep)
-        count = len(states) // 2 if self.guided else len(states)
+        self._count()
+        call = self._call(network, arguments, keywords)
+        states = call.arguments.states
+        anchor = wide(states[call.conditional]).detach()
         if self.method.change_embedding and self.method.acts_in(self.index):
-            current = states[-count:] if self.embedding is None else self.embedding
-            call = _Call(self, unet, inputs, timestep, keywords)
-            step = call.step(call.unconditional_output())
-            self.embedding = self.method.change_embedding(step, current.detach(), states[-count:].detach()).detach()
+            current = anchor if self.embedding is None else self.embedding
+            step = call.step(self.index, current, call.unconditional_output())
+            self.embedding = self.method.change_embedding(step, current, anchor).detach()
         if self.embedding is None:
             return arguments, keywords
-        states = torch.cat([states[:-count], self.embedding.to(states.dtype)])
-        return (inputs, timestep, *rest), keywords | {"encoder_hidden_states": states}
+        states = states.clone()
+        states[call.conditional] = self.embedding.to(states.dtype)
+        return (), call.arguments.named | {"encoder_hidden_states": states}
 
     def after(
-        self, unet: torch.nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], found: Any
+        self, network: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], found: Any
     ) -> tuple[Tensor] | None:
         if not (self.method.change_output and self.method.acts_in(self.index)):
             return None
-        inputs, timestep, *_ = arguments
-        output = found[0]
-        call = _Call(self, unet, inputs, timestep, keywords)
-        uncond = output[: call.count] if self.guided else torch.zeros_like(output)
-        cond = output[-call.count :]
-        guided = classifier_free_guidance(uncond, cond, call.guidance_scale)
-        changed = self.method.change_output(call.step(uncond)._replace(cond_output=cond), guided)
-        if changed is guided:
-            return None
-        # The pipeline combines both halves again: from equal ones it gets just what they are.
-        return (torch.cat([changed.detach().to(output.dtype)] * (2 if self.guided else 1)),)
+        call = self._call(network, arguments, keywords)
+        embedding = call.arguments.states[call.conditional] if self.embedding is None else self.embedding
+        uncond, cond, guided = call.guided_output(found[0])
+        step = call.step(self.index, embedding, uncond)._replace(cond_output=cond)
+        changed = self.method.change_output(step, guided)
+        return None if changed is guided else (call.replaced_output(found[0], changed),)
+
+    def _count(self) -> None:
+        """Notice whether this is the first call of a run: then the scheduler has timesteps of its own."""
+        scheduler = self.pipeline.scheduler
+        place = getattr(scheduler, "step_index", None)
+        if scheduler.timesteps is not self.run:
+            self.run, self.index, self.embedding = scheduler.timesteps, -1, None
+            self.guided = bool(_setting(self.pipeline, "do_classifier_free_guidance"))
+            self.guidance_scale = float(_setting(self.pipeline, "guidance_scale")) if self.guided else 1.0
+        elif hasattr(scheduler, "step_index") and place == self.place:
+            raise ValueError(
+                "pipeline: calls its network more than once in a step, as with true_cfg_scale or skip_guidance_layers"
+            )
+        self.index, self.place = self.index + 1, place
+
+    def _call(self, network: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> NetworkCall:
+        named: Arguments = named_arguments(network, arguments, keywords)
+        return NetworkCall(self.pipeline, network, named, self.guided, self.guidance_scale)
 
 
-class _Call:
-    """One call of the U-Net by the pipeline, which can be repeated with other latents or embeddings.
+def _setting(pipeline: DiffusionPipeline, name: str) -> Any:
+    """A setting of the run that calls the hooks; None where there is none of this name.
 
-    Args:
-        guide: of the run.
-        unet: the network.
-        inputs: latents of both halves, and for inpainting further channels.
-        timestep: of the call.
-        keywords: the call's other arguments.
+    Most pipelines keep it as an attribute. PixArt's keeps it in a local variable of its call alone, and to ask users to
+    say it again would invite two different answers.
     """
-
-    def __init__(
-        self, guide: _Guide, unet: torch.nn.Module, inputs: Tensor, timestep: Any, keywords: dict[str, Any]
-    ) -> None:
-        self.guide, self.pipeline, self.unet = guide, guide.pipeline, unet
-        self.inputs, self.timestep, self.keywords = inputs, timestep, keywords
-        self.states = keywords["encoder_hidden_states"]
-        self.total = len(inputs)
-        self.count = self.total // 2 if guide.guided else self.total
-        self.guidance_scale = float(self.pipeline.guidance_scale) if guide.guided else 1.0
-        self.channels = self.pipeline.vae.config.latent_channels  # inpainting has the mask in further channels
-        self.conditional = slice(self.total - self.count, self.total)
-
-    def evaluate(self, latents: Tensor, states: Tensor, rows: slice) -> Tensor:
-        """Output for some rows of the batch."""
-        keywords = self.keywords | {"encoder_hidden_states": None, "return_dict": False}
-        others = _rows(keywords, rows, self.total)
-        full = torch.cat([latents, self.inputs[rows, self.channels :]], dim=1)
-        # `forward`, not a call: that would run the hooks again.
-        return self.unet.forward(full, self.timestep, **others | {"encoder_hidden_states": states})[0]
-
-    @torch.no_grad()
-    def unconditional_output(self) -> Tensor:
-        latents = self.inputs[: self.count, : self.channels]
-        if not self.guide.guided:
-            return torch.zeros_like(latents)
-        return self.evaluate(latents, self.states[: self.count], slice(0, self.count))
-
-    def step(self, uncond_output: Tensor) -> NetworkStep:
-        def denoise(latents: Tensor, states: Tensor) -> Tensor:
-            return self.evaluate(latents, states, self.conditional)
-
-        def predict(latents: Tensor) -> Tensor:
-            current = self.states[self.conditional] if self.guide.embedding is None else self.guide.embedding
-            output = denoise(latents, current)
-            if not self.guide.guided:
-                return output
-            without = self.evaluate(latents, self.states[: self.count], slice(0, self.count))
-            return classifier_free_guidance(without, output, self.guidance_scale)
-
-        return NetworkStep(
-            index=self.guide.index,
-            timestep=float(self.timestep),
-            latents=self.inputs[self.conditional, : self.channels].detach(),
-            denoise=denoise,
-            predict=predict,
-            uncond_output=uncond_output,
-            guidance_scale=self.guidance_scale,
-            alpha_cumprod=signal_level(self.pipeline.scheduler.alphas_cumprod, float(self.timestep)),
-            prediction_type=self.pipeline.scheduler.config.prediction_type,
-            decode=self._decode,
-        )
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        shift = getattr(vae.config, "shift_factor", None) or 0.0
-        return vae.decode(latents / vae.config.scaling_factor + shift, return_dict=False)[0] / 2 + 0.5
-
-
-def signal_level(alphas_cumprod: Tensor, timestep: float) -> float:
-    """ᾱ at a timestep; between whole ones σ = √((1-ᾱ)/ᾱ) is interpolated linearly, as schedulers in σ do."""
-    sigmas = ((1 - alphas_cumprod.double()) / alphas_cumprod.double()).sqrt()
-    low = min(max(int(timestep), 0), len(sigmas) - 1)
-    high = min(low + 1, len(sigmas) - 1)
-    share = timestep - low
-    sigma = float((1 - share) * sigmas[low] + share * sigmas[high])
-    return 1 / (1 + sigma**2)
-
-
-def _rows(value: Any, rows: slice, total: int) -> Any:
-    """What belongs to some rows of the batch, in nested keyword arguments."""
-    if isinstance(value, dict):
-        return {name: _rows(entry, rows, total) for name, entry in value.items()}
-    if isinstance(value, Tensor) and value.ndim and len(value) == total:
-        return value[rows]
-    return value
+    if (value := getattr(pipeline, name, None)) is not None:
+        return value
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_locals.get("self") is pipeline and name in frame.f_locals:
+            return frame.f_locals[name]
+        frame = frame.f_back
+    return None

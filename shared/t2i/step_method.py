@@ -2,7 +2,7 @@
 
 A `StepMethod` may change the text embedding before the network is evaluated with it, and the network's guided output
 before the scheduler takes its step. Written once, it plugs into the testbed's sampler by `sampler_hooks`, and into any
-of diffusers' pipelines with a U-Net by `shared.t2i.pipeline_hooks.plugged_in`::
+of diffusers' pipelines that `shared.t2i.pipeline_hooks.plugged_in` names::
 
     method = StepMethod(change_output=lambda step, output: output + 0.1 * step.latents)
     images = sample(denoiser, scheduler, cond, uncond, **sampler_hooks(method, ...), ...)
@@ -26,14 +26,14 @@ class NetworkStep(NamedTuple):
 
     Attributes:
         index: of the step, from 0, the noisiest.
-        timestep: t on the network's scale, 0 to 999.
-        latents: (B, C, H, W), noisy, scaled to the network: √ᾱ x0 + √(1-ᾱ) ε.
+        timestep: t, 0 to 1000.
+        latents: (B, C, H, W), noisy, scaled to √ᾱ x0 + √(1-ᾱ) ε.
         denoise: `(latents, embedding (B, L, D)) -> conditional output`, differentiable.
         predict: `latents -> output under classifier-free guidance` with the step's own embedding, differentiable.
         uncond_output: (B, C, H, W); zeros in a pipeline that runs without classifier-free guidance.
         guidance_scale: w; 1 without classifier-free guidance.
         alpha_cumprod: ᾱ of the step.
-        prediction_type: of the network.
+        prediction_type: of the outputs; that of a flow-matching network is translated to `v_prediction`.
         decode: from latents to images, of the range that the sampler's images have.
         cond_output: of the network with the step's embedding; None before it has been evaluated.
     """

@@ -5,23 +5,27 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from date_cases import SAMPLER
-from diffusers_pipelines import stable_diffusion
+from diffusers_pipelines import encode_texts, flux, latent_consistency, network, stable_diffusion, stable_diffusion_3
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
+from papers.date import sample_hub as sample_stage
 from papers.date.drawn import Prompt
-from papers.date.hub import HubBench, merge_parts, prepare_pipeline
-from papers.date.options import TuneOptions
+from papers.date.hub import HubBench, merge_parts
+from papers.date.options import HubOptions, TuneOptions
 from papers.date.sample import draw_all, write_drawn
 from papers.date.tune import try_strengths
 from papers.date.variants import parse_variant
 from shared.errors import InputError
 from shared.t2i.clip_scorer import ClipScorer
+from shared.t2i.hub_pipeline import prepare_pipeline
+from shared.t2i.options import PipelineOptions
 from shared.t2i.prompt_files import read_prompts, split_prompts
-from shared.tables import read_table
+from shared.tables import read_table, write_table
 
 GENEVAL = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
@@ -116,18 +120,12 @@ def test_the_clip_score_is_clips_own_cosine():
     assert leaf.grad.abs().sum() > 0 and all(parameter.grad is None for parameter in scorer.parameters())
 
 
-def hub_bench(batch_size: int = 2) -> HubBench:
-    pipeline = stable_diffusion()
-    prepare_pipeline(pipeline, gradient_checkpointing=False)
-
-    def encode(prompt, device, count, guided, *_, **__):
-        rows = [torch.randn(5, 12, generator=torch.Generator().manual_seed(len(text))) for text in prompt]
-        return torch.stack(rows), torch.zeros(len(prompt), 5, 12)
-
-    pipeline.encode_prompt = encode
+def hub_bench(batch_size: int = 2, make=stable_diffusion, scheduler: str = "ddim") -> HubBench:
+    pipeline = encode_texts(make())
+    prepare_pipeline(pipeline, PipelineOptions(model="none", scheduler=scheduler))
     sampler = replace(SAMPLER, batch_size=batch_size)
     scorers = {name: clip_scorer(seed) for seed, name in enumerate(("guidance", "preference", "evaluator"))}
-    return HubBench(sampler, pipeline, scorers, PROMPTS, seed=3)
+    return HubBench(sampler, pipeline, scorers, PROMPTS, seed=3, size={"height": 16, "width": 16})
 
 
 def test_a_pipeline_of_diffusers_is_a_bench():
@@ -142,6 +140,25 @@ def test_a_pipeline_of_diffusers_is_a_bench():
     one_by_one = hub_bench(batch_size=1).draw(parse_variant("date/all"), 3.0)
     np.testing.assert_allclose(one_by_one.scores["guidance_score"], adapted.scores["guidance_score"], atol=1e-3)
     assert not bench.pipeline.unet._forward_pre_hooks
+
+
+@pytest.mark.parametrize(("make", "branches"), [(stable_diffusion_3, 2), (flux, 1), (latent_consistency, 1)])
+def test_other_pipelines_are_benches_too(make, branches, tmp_path, monkeypatch):
+    bench = hub_bench(batch_size=3, make=make, scheduler="own")
+    monkeypatch.setattr(sample_stage, "open_hub", lambda *_, **__: bench)
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, GENEVAL)) + "\n")
+    strengths = pd.DataFrame({"variant": ["date/all"], "strength": [3.0]})
+    write_table(tmp_path / "strengths", strengths)
+    options = HubOptions(model="none", guidance="a", evaluator="b", preference="c", dev_prompts=1, test_prompts=2)
+    files = {name: tmp_path / name for name in ("scores", "steps", "directions", "paths", "images")}
+    measured = sample_stage.sample_hub(
+        bench.sampler, options, seed=3, variants=("fixed", "date/all"), prompts=tmp_path / "prompts.jsonl",
+        strengths=tmp_path / "strengths", **files,
+    )  # fmt: skip
+    assert measured["evaluations"] == {"fixed": 4 * branches, "date/all": 4 * branches + 12}
+    scores = read_table(files["scores"]).pivot(index="unit", columns="variant", values="guidance_score")
+    assert (scores["date/all"] > scores["fixed"]).all()
+    assert not network(bench.pipeline)._forward_hooks
 
 
 def test_hub_variants_that_are_not_there_are_refused():

@@ -1,9 +1,10 @@
 import pytest
 import torch
-from diffusers_pipelines import draw, embeddings, scheduler, stable_diffusion, stable_diffusion_xl
+from diffusers_pipelines import PIPELINES, draw, embeddings, network, scheduler, stable_diffusion
 
 from papers.date.pipeline import adaptive_text_embedding
 from papers.date.text_embedding_guidance import adapt_text_embedding
+from shared.t2i.pipeline_calls import decoder
 
 STEPS = (0, 2)
 
@@ -14,10 +15,10 @@ def redness(images):
 
 def decoded(pipeline, latents):
     with torch.no_grad():
-        return pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample / 2 + 0.5
+        return decoder(pipeline)(latents)
 
 
-@pytest.mark.parametrize("make", [stable_diffusion, stable_diffusion_xl])
+@pytest.mark.parametrize("make", PIPELINES)
 def test_the_reward_rises(make):
     pipeline = make()
     plain = redness(decoded(pipeline, draw(pipeline)))
@@ -26,7 +27,7 @@ def test_the_reward_rises(make):
     with adaptive_text_embedding(pipeline, lambda images: -redness(images), step_size=3.0, steps=(0, 1, 2, 3)):
         opposed = redness(decoded(pipeline, draw(pipeline)))
     assert (adapted > plain).all() and (opposed < plain).all()
-    assert all(parameter.grad is None for parameter in pipeline.unet.parameters())
+    assert all(parameter.grad is None for parameter in network(pipeline).parameters())
 
 
 @pytest.mark.parametrize("options", [{}, {"num_updates": 2}, {"start": "anchor", "prior_weight": 0.5}])

@@ -12,7 +12,7 @@ from shared.pages import read_captions
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PAPER = REPOSITORY / "papers" / "date"
-SCALES = ("smoke", "small", "paper", "paper_sdxl")
+SCALES = ("smoke", "small", "paper", "paper_sdxl", "paper_sd3", "paper_flux", "paper_pixart")
 
 
 def settings_of(scale: str) -> Scale:

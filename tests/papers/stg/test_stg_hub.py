@@ -18,11 +18,10 @@ from transformers import (
 )
 
 from papers.stg.measurement import sample_run
-from papers.stg.options import DefenceOptions
+from papers.stg.options import DefenceOptions, GuidedHubOptions
 from shared.errors import InputError
 from shared.t2i import hub
 from shared.t2i.bench import PromptSet
-from shared.t2i.options import HubOptions
 
 TEXT = {
     "vocab_size": 40, "hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -66,7 +65,7 @@ def options(tmp_path_factory):
     classifier = ViTForImageClassification(ViTConfig(**vision, image_size=16, patch_size=8, **labels))
     classifier.save_pretrained(folder / "classifier")
     ViTImageProcessor().save_pretrained(folder / "classifier")
-    return HubOptions(
+    return GuidedHubOptions(
         model="none", guidance=f"clip={folder / 'clip'}", judge=f"classifier={folder / 'classifier'}=nsfw",
         judge_threshold=0.5, features=str(folder / "clip"), prompts=(), concepts=("some violence", "blood"),
         preserved=("a person",),

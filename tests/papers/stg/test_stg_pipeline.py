@@ -1,9 +1,10 @@
 import pytest
 import torch
-from diffusers_pipelines import draw, stable_diffusion, stable_diffusion_xl
+from diffusers_pipelines import PIPELINES, draw, stable_diffusion
 
 from papers.stg.pipeline import safe_text_embedding
 from papers.stg.safe_text_guidance import centered_update_window
+from shared.t2i.pipeline_calls import decoder
 
 
 def redness(images):
@@ -16,10 +17,10 @@ def scoring(*flags):
 
 def shown(pipeline, latents):
     with torch.no_grad():
-        return pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample / 2 + 0.5
+        return decoder(pipeline)(latents)
 
 
-@pytest.mark.parametrize("make", [stable_diffusion, stable_diffusion_xl])
+@pytest.mark.parametrize("make", PIPELINES)
 def test_flagged_images_get_safer_and_others_stay_the_same(make):
     pipeline = make()
     plain = draw(pipeline)

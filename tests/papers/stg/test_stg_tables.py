@@ -7,12 +7,13 @@ import torch
 from safetensors.torch import save_file
 
 from papers.stg import figures
-from papers.stg.evaluate import evaluate, hypervolume, hypervolumes, in_settings, with_costs, with_selected
+from papers.stg.evaluate import evaluate, hypervolumes, in_settings, with_costs, with_selected
 from papers.stg.options import SETS
 from papers.stg.select import matching_runs, select_runs
 from papers.stg.toy_mixture import UNSAFE_VALUES
 from shared.errors import InputError
 from shared.results import read_metrics, read_units
+from shared.statistics import hypervolume
 from shared.t2i.hub_prompts import hub_prompt_sets, read_prompts
 from shared.tables import read_table, write_table
 

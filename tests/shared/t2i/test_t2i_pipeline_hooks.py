@@ -1,7 +1,7 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
-from diffusers_pipelines import draw, embeddings, scheduler, stable_diffusion, stable_diffusion_xl
+from diffusers_pipelines import PIPELINES, draw, embeddings, scheduler, stable_diffusion
 
 from shared.t2i.guidance import predict_clean_latents
 from shared.t2i.pipeline_hooks import plugged_in, signal_level
@@ -18,7 +18,7 @@ def embedding_updates(pipeline, update, steps):
     return plugged_in(pipeline, StepMethod(change_embedding=update, steps=steps))
 
 
-@pytest.mark.parametrize("make", [stable_diffusion, stable_diffusion_xl])
+@pytest.mark.parametrize("make", PIPELINES)
 def test_updates_that_keep_the_embedding_change_nothing(make):
     pipeline = make()
     plain = draw(pipeline)
@@ -182,7 +182,7 @@ def test_the_output_is_changed_after_guidance(prediction_type, guidance_scale):
     assert not torch.allclose(found, draw(pipeline, guidance_scale=guidance_scale), rtol=1e-3, atol=1e-2)
 
 
-@pytest.mark.parametrize("make", [stable_diffusion, stable_diffusion_xl])
+@pytest.mark.parametrize("make", PIPELINES)
 def test_an_output_that_is_kept_changes_nothing(make):
     pipeline = make()
     plain = draw(pipeline)
@@ -192,7 +192,7 @@ def test_an_output_that_is_kept_changes_nothing(make):
         assert torch.equal(draw(pipeline), plain)
 
 
-@pytest.mark.parametrize("make", [stable_diffusion, stable_diffusion_xl])
+@pytest.mark.parametrize("make", PIPELINES)
 def test_a_step_can_predict_again_with_the_embedding_of_the_step(make):
     pipeline = make()
 

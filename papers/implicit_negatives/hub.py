@@ -1,0 +1,80 @@
+"""Unlearned models of a Stable Diffusion pipeline, and latents of images of the concept."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from papers.implicit_negatives.lora import merge_lora
+from papers.implicit_negatives.options import UnlearnedHubOptions
+from shared.errors import InputError
+from shared.t2i.bench import Bench
+from shared.t2i.hub import bench_of
+from shared.t2i.hub_pipeline import open_pipeline
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def open_unlearned(options: UnlearnedHubOptions, models: Sequence[str]) -> tuple[Bench, Tensor]:
+    """The pipeline with those of its unlearned models that are asked for, and latents of the concept's images.
+
+    Raises:
+        InputError: an adapter or an image that cannot be read.
+    """
+    pipeline = open_pipeline(options)
+    unets = {name: unlearned(pipeline.unet, options.loras, name) for name in models}
+    latents = concept_latents(Path(options.images), pipeline.vae, pipeline.unet.config.sample_size)
+    return replace(bench_of(pipeline, options, None), models=unets), latents
+
+
+def unlearned(unet: nn.Module, loras: Sequence[str], model: str) -> nn.Module:
+    """A copy of a U-Net with all adapters of a model, entries ``<model>=<file>[*<weight>]``.
+
+    Raises:
+        InputError: there is no adapter of the model, or one that cannot be read or is of another network.
+    """
+    entries = [entry.partition("=")[2] for entry in loras if entry.partition("=")[0] == model]
+    if not entries:
+        raise InputError(f"loras: none of model {model!r}")
+    found = copy.deepcopy(unet)
+    for entry in entries:
+        path, _, weight = entry.partition("*")
+        try:
+            merge_lora(found, load_file(path), float(weight or 1))
+        except (OSError, SafetensorError, ValueError) as error:
+            raise InputError(f"loras {model}={entry}: {error}") from None
+    return found
+
+
+@torch.no_grad()
+def concept_latents(folder: Path, vae: AutoencoderKL, size: int) -> Tensor:
+    """Latents (M, C, size, size), float32, of all images of a folder, cropped to squares and resized.
+
+    Raises:
+        InputError: no images there, or one that cannot be read.
+    """
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise InputError(f"{folder}: no images ({', '.join(SUFFIXES)})")
+    pixels = size * 2 ** (len(vae.config.block_out_channels) - 1)
+    latents = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                fitted = ImageOps.fit(image.convert("RGB"), (pixels, pixels))
+        except (OSError, UnidentifiedImageError) as error:
+            raise InputError(f"{path}: not an image: {error}") from None
+        values = torch.from_numpy(np.asarray(fitted, np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
+        encoded = vae.encode(values.to(vae.device, vae.dtype)).latent_dist.mean
+        latents.append(encoded.float() * vae.config.scaling_factor)
+    return torch.cat(latents)

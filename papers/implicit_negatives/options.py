@@ -1,0 +1,165 @@
+"""Options of the stages, and the schema of one scale of ``config.yaml``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from papers.implicit_negatives.runs import BASE, STRENGTHS, Run, parse_run
+from shared.t2i.options import HubOptions, UnlearnOptions
+
+EXPLICIT, ATTACK, SOFT, SAFE, CONCEPT = "explicit", "attack", "soft", "safe", "concept"
+"""Sets of prompts: by the word that defences know, by its synonyms, by a learned token, harmless ones, and the bare
+word (or, in runs that prompt with it, the negative)."""
+SETS = (EXPLICIT, ATTACK, SOFT, SAFE)
+UCE = "uce"
+"""The model that is unlearned in closed form."""
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """Sizes of the testbed's sets of prompts."""
+
+    attack_prompts: int
+    """Prompts that name the concept by a synonym, in every reported seed; an even number."""
+    other_prompts: int
+    """Prompts of every other set."""
+    dev_prompts: int
+    """Prompts of each set on which strengths are selected; an even number."""
+
+
+@dataclass(frozen=True)
+class GuidanceOptions:
+    """Sampling, and what guidance has besides its strength; the same for explicit and implicit negatives."""
+
+    num_steps: int = 20
+    """Sampler steps."""
+    guidance_scale: float = 2.5
+    """w of classifier-free guidance."""
+    sld_threshold: float = 0.01
+    """lambda_S of SLD."""
+    sld_momentum: float = 0.3
+    """s_m of SLD."""
+    sld_momentum_decay: float = 0.4
+    """beta_m of SLD."""
+    sld_warmup: float = 0.2
+    """Share of steps that SLD leaves alone."""
+    safree_alpha: float = 0.01
+    """alpha of SAFREE's trigger rule."""
+    safree_filter: bool = False
+    """Whether SAFREE's filtered embedding is used in the first steps only, as many as its self-validation says."""
+    safree_negative: bool = True
+    """Whether SAFREE has its negative as negative prompt too, as its released code does, at the run's strength."""
+    batch_size: int = 256
+    """Prompts that are sampled together."""
+    concept_prompts: int = 24
+    """Images for which a negative is the prompt."""
+    pictures_per_set: int = 0
+    """Images of each set that are kept for the figures, of the first prompts and the first seed."""
+
+
+@dataclass(frozen=True)
+class InversionOptions:
+    """Concept inversion."""
+
+    inversion_steps: int
+    """Of Adam."""
+    inversion_batch_size: int
+    """Images in a step."""
+    inversion_rate: float
+    """Adam's learning rate."""
+    inversion_images: int
+    """Images of the concept."""
+    inversion_first_timestep: int = 0
+    """Least noisy timestep that is drawn."""
+    inversion_target: Literal["token", "hidden"] = "token"
+    """What is learned: one token's embedding, or the text encoder's output."""
+
+
+@dataclass(frozen=True)
+class UceOptions:
+    """Unlearning in closed form."""
+
+    erase_weight: float
+    """Weight of the erased word."""
+    preserve_weight: float = 1.0
+    """Weight of the preserved captions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlearnedHubOptions(HubOptions):
+    """A pipeline of the hub with unlearned models of it, and images of the concept."""
+
+    images: str
+    """Folder of images of the concept, from which it is inverted."""
+    loras: tuple[str, ...]
+    """``<model>=<file>[*<weight>]``, safetensors; several entries of one model add up."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One scale of ``config.yaml``."""
+
+    seeds: tuple[int, ...]
+    """Seeds of unlearning, inversion, prompts and noise."""
+    tuning_seed: int
+    """The seed on which strengths are selected, none of the above."""
+    guidance: GuidanceOptions
+    inversion: InversionOptions
+    uce: UceOptions
+    grid: dict[str, tuple[float, ...]]
+    """Candidate strengths of each method, from weak to strong, as many for all; one is selected for both negatives."""
+    groups: dict[str, tuple[str, ...]]
+    """What one job samples: runs, all of them from one model."""
+    figures: tuple[str, ...]
+    """Figures of the report."""
+    system_seed: int = 0
+    """Seed of the testbed's text-to-image system."""
+    prompts: PromptOptions | None = None
+    """The testbed's prompts; or else ``hub``."""
+    unlearn: dict[str, UnlearnOptions] | None = None
+    """Models that are unlearned by training, by the name under which runs use them."""
+    hub: UnlearnedHubOptions | None = None
+    """A pipeline of the hub."""
+
+    def __post_init__(self) -> None:
+        if self.tuning_seed in self.seeds:
+            raise ValueError(f"tuning_seed: must not be a reported seed, got {self.tuning_seed}")
+        if (self.prompts is None) == (self.hub is None):
+            raise ValueError("prompts, hub: exactly one of them must be given")
+        if set(self.grid) != set(STRENGTHS) or len({len(strengths) for strengths in self.grid.values()}) > 1:
+            raise ValueError(f"grid: need as many strengths for each of {', '.join(STRENGTHS)}, got {self.grid}")
+        runs = [text for group in self.groups.values() for text in group]
+        if len(set(runs)) < len(runs) or "none" not in runs:
+            raise ValueError("groups: need none, and every run once")
+        known = {BASE, UCE, *(self.unlearn or {}), *self.hub_models}
+        for run in map(parse_run, runs):
+            for model in (run.model, run.inverted_on or BASE):
+                if model not in known:
+                    raise ValueError(f"groups: run {run.name!r}: no model {model!r}; there are: {', '.join(known)}")
+
+    @property
+    def hub_models(self) -> tuple[str, ...]:
+        """Names of the unlearned models at the hub, in the order in which they first occur."""
+        return tuple(dict.fromkeys(entry.partition("=")[0] for entry in self.hub.loras)) if self.hub else ()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All models of the testbed: the original one, and those that runs use."""
+        used = {run.model for run in self.runs} | {run.inverted_on for run in self.runs}
+        return tuple(model for model in (BASE, UCE, *(self.unlearn or {})) if model in used)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return tuple(parse_run(text) for group in self.groups.values() for text in group)
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The runs among which strengths are selected: with the concept's words, on the original model."""
+        return tuple(
+            Run(method, strength, EXPLICIT).name for method, strengths in self.grid.items() for strength in strengths
+        )
+
+    def guidance_of(self, seed: int) -> GuidanceOptions:
+        """The options of a seed: pictures are kept of the first one alone."""
+        return self.guidance if seed == self.seeds[0] else replace(self.guidance, pictures_per_set=0)
