@@ -81,7 +81,8 @@ def scatter(tables: Tables) -> Figure:
             _points(axes[row, column], tables, model, metric)
             axes[0, column].set_title(model_title(model))
         axes[row, 0].set_ylabel(f"{label}\non attacks")
-    figure.supxlabel(PP, fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel(PP, fontsize=8)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return figure
@@ -159,7 +160,8 @@ def sweep(tables: Tables) -> Figure:
         axes[0, column].set_title(f"{METHODS[method]}, {model_title(model)}", fontsize=8.5)
     for row, label in enumerate((DSR, SUCCESS)):
         axes[row, 0].set_ylabel(f"{label}\non attacks")
-    figure.supxlabel(PP, fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel(PP, fontsize=8)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
@@ -167,7 +169,7 @@ def sweep(tables: Tables) -> Figure:
 
 def controls(tables: Tables) -> Figure:
     """What other negatives do, and what each embedding draws when it is the prompt."""
-    figure, axes = new_figure(1, 2, width=3.6, height=2.6)
+    figure, axes = new_figure(1, 2, width=4.4, height=2.6)
     methods = [method for method in ("np", "sld") if any(_controlled(tables, method))]
     for index, method in enumerate(methods):
         model = next(_controlled(tables, method))
@@ -193,7 +195,7 @@ def controls(tables: Tables) -> Figure:
     for axis in axes[0]:
         axis.grid(visible=False, axis="x")
         if axis.patches:
-            axis.legend(fontsize=7)
+            axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
@@ -236,11 +238,11 @@ def samples(tables: Tables) -> Figure:
         return new_figure()[0]
     count = len(tables.pictures["none"])
     per_set = count // len(SETS)
-    figure, axes = new_figure(len(rows), 1, width=0.5 * count + 1.6, height=0.52)
+    figure, axes = new_figure(len(rows), 1, width=0.5 * count + 2.2, height=0.52)
     for axis, (label, name) in zip(axes[:, 0], rows.items(), strict=True):
         axis.imshow(strip(tables.pictures[name], per_set))
         axis.set(yticks=[], xticks=[])
-        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=7)
         axis.grid(visible=False)
         axis.spines[:].set_visible(False)
     width = 13 * per_set + GAP

@@ -171,7 +171,7 @@ def groups(tables: Tables) -> Figure:
         panel.set_xticks(places, [str(place + 1) for place in places])
         panel.grid(visible=False, axis="x")
     axes[0, 0].set_ylabel("share")
-    axes[0, -1].legend()
+    axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
