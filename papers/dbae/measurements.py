@@ -6,6 +6,7 @@ Errors of pixels are squared differences of images in [0, 1]. Every method gets 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,9 +58,11 @@ def unit_images(images: Tensor) -> NDArray[np.float32]:
     return ((images.clamp(-1, 1) + 1) / 2).cpu().numpy()
 
 
-def in_parts(function, images: Tensor, device: torch.device) -> Tensor:
+@torch.no_grad()
+def in_parts(function: Callable[[Tensor], Tensor], data: ImageData, device: torch.device) -> Tensor:
     """A function of images, some at a time, on the device; the result is on the CPU."""
-    return torch.cat([function(part.to(device)).cpu() for part in images.split(_AT_ONCE)])
+    starts = range(0, len(data), _AT_ONCE)
+    return torch.cat([function(data.scaled(slice(start, start + _AT_ONCE)).to(device)).cpu() for start in starts])
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -87,7 +90,8 @@ def reconstruct(model: Autoencoder, images: Tensor, options: MeasureOptions, see
     """Every reconstruction that a method knows of images (B, ...), and the endpoints behind them.
 
     ``z``: from z alone, (K, B, ...), one for each random x_T; ``inferred``: from z and the x_T that was inferred from
-    the image; ``sde``: DBAE's. ``endpoint``: DBAE's Dec(z), or the inferred x_T.
+    the image; ``sde``: DBAE's; ``again``: DBAE's from z alone, a second time. ``endpoint``: DBAE's Dec(z), or the
+    inferred x_T.
     """
     if isinstance(model, PlainAutoencoder):
         return {"z": model.decode(model.encode(images))[None]}
@@ -96,7 +100,8 @@ def reconstruct(model: Autoencoder, images: Tensor, options: MeasureOptions, see
         x_T = model.endpoint(z)
         sde = model.decode(z, x_T, options.sde_steps, churn=options.churn,
                            generator=generator_for(seed, 2, device=images.device)).x0  # fmt: skip
-        return {"z": model.decode(z, x_T, options.decode_steps).x0[None], "sde": sde, "endpoint": x_T}
+        once, again = (model.decode(z, x_T, options.decode_steps).x0 for _ in range(2))
+        return {"z": once[None], "again": again, "sde": sde, "endpoint": x_T}
     z = None if isinstance(model, ChainAutoencoder) and model.encoder is None else model.encode(images)
     x_T = model.infer(images, z, options.infer_steps)
     found = {"inferred": model.decode(z, x_T, options.decode_steps), "endpoint": x_T}
@@ -110,7 +115,8 @@ def image_errors(found: dict[str, Tensor], originals: Tensor) -> pd.DataFrame:
 
     ``mse``: from z alone, the mean over random x_T; ``mse_mean``: of the mean of those reconstructions, times
     K/(K + 1), which removes what K draws add to the posterior mean's error; ``mse_inferred``; ``mse_sde``;
-    ``log_<each>``; ``ssim`` from z alone; ``draw_variance``: of a pixel over random x_T.
+    ``log_<each>``; ``ssim`` from z alone; ``draw_variance``: of a pixel over random x_T, or over
+    DBAE's two times.
     """
     columns: dict[str, Array] = {}
     if "z" in found:
@@ -120,8 +126,10 @@ def image_errors(found: dict[str, Tensor], originals: Tensor) -> pd.DataFrame:
         correction = count / (count + 1) if count > 1 else 1.0
         columns["mse_mean"] = correction * squared_errors(draws.mean(0), originals)
         columns["ssim"] = ssim(unit_images(draws[0]), unit_images(originals))
-        spread = (draws / 2).var(0, correction=1) if count > 1 else torch.zeros_like(originals)
-        columns["draw_variance"] = spread.flatten(1).mean(1).double().cpu().numpy()
+        repeated = torch.stack([draws[0], found["again"]]) if "again" in found else draws
+        if len(repeated) > 1:
+            spread = (repeated / 2).var(0, correction=1)
+            columns["draw_variance"] = spread.flatten(1).mean(1).double().cpu().numpy()
     for name in ("inferred", "sde"):
         if name in found:
             columns[f"mse_{name}"] = squared_errors(found[name], originals)
@@ -130,11 +138,9 @@ def image_errors(found: dict[str, Tensor], originals: Tensor) -> pd.DataFrame:
     return wide.melt("image", var_name="metric").astype({"value": "float64"})
 
 
-@torch.no_grad()
-def encode_all(model: Autoencoder, train: Tensor, test: Tensor) -> Codes:
+def encode_all(model: Autoencoder, train: ImageData, test: ImageData) -> Codes:
     """z of all images."""
-    device = device_of(model)
-    return Codes(*(in_parts(model.encode, images, device).double().numpy() for images in (train, test)))
+    return Codes(*(in_parts(model.encode, data, device_of(model)).double().numpy() for data in (train, test)))
 
 
 def probe_scores(codes: Codes, train: ImageData, test: ImageData) -> Scores:
@@ -224,7 +230,8 @@ def decoder_error(codes: Codes, train: Tensor, test: Tensor, *, steps: int, seed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mean, scale = codes.train.mean(0), codes.train.std(0) + 1e-6
-        inputs, held_out = (torch.from_numpy((part - mean) / scale).float() for part in (codes.train, codes.test))
+        known = codes.train[: len(train)]
+        inputs, held_out = (torch.from_numpy((part - mean) / scale).float() for part in (known, codes.test))
         size = train[0].numel()
         network = nn.Sequential(
             nn.Linear(inputs.shape[1], 128), nn.SiLU(), nn.Linear(128, 256), nn.SiLU(), nn.Linear(256, size)
@@ -268,7 +275,7 @@ def generate(model: Autoencoder, codes: Codes | None, shape: torch.Size, options
 def pixel_distance(images: Tensor, train: Tensor, test: Tensor) -> float:
     """Fréchet distance of images and test images in the first principal components of the training images' pixels."""
     size = train[0].numel()
-    projection = PCA(min(PCA_DIMENSIONS, size, len(train)), svd_solver="full").fit(train[:4096].flatten(1).numpy())
+    projection = PCA(min(PCA_DIMENSIONS, size, len(train)), svd_solver="full").fit(train.flatten(1).numpy())
     first, second = (projection.transform(part.cpu().flatten(1).numpy()) for part in (images, test))
     return frechet_distance(first, second)
 

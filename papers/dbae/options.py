@@ -9,7 +9,7 @@ from shared.training_options import TrainingOptions
 
 METHODS = ("ae", "beta_vae", "ddpm", "pdae", "infodiffusion", "diffae", "diffae_v", "dbae_d", "dbae")
 LONG = "_long"
-"""Ending of a method's name where it was trained for more steps than the others."""
+"""Ending of a method's name where it is trained for more steps than the others."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,10 @@ class FitOptions:
     """Of the exponential moving average of the weights, with which everything is measured."""
     flip: bool = False
     """Images are mirrored at random in training."""
-    long_methods: tuple[str, ...] = ()
-    """Methods that are trained on, and measured again as `<method>_long`."""
     long_factor: float = 3.0
-    """To so many times the steps of the others."""
+    """A method named `<method>_long` is trained for so many times the steps of the others."""
     curve: tuple[float, ...] = (0.25, 0.5)
-    """Shares of the steps after which the learning curve is measured."""
+    """Shares of the steps after which the learning curve is measured, besides the last one."""
 
     def __post_init__(self) -> None:
         if self.long_factor <= 1:
@@ -128,8 +126,8 @@ class MeasureOptions:
 
     reconstructed: int = 128
     """Test images that are reconstructed."""
-    draws: int = 8
-    """Random x_T for each of them, K; the first image of a pair has the same in all methods."""
+    draws: int = 4
+    """Random x_T for each of them, K, the same in all methods."""
     decode_steps: int = 20
     """Steps of the ODE and of DDIM."""
     infer_steps: int = 20
@@ -138,11 +136,11 @@ class MeasureOptions:
     """Steps of DBAE's SDE where it is measured beside the ODE."""
     churn: float = 0.33
     """Share of each of them along the SDE."""
-    step_counts: tuple[int, ...] = (2, 5, 10, 20, 50)
+    step_counts: tuple[int, ...] = (5, 10, 20, 50)
     """At which quality is measured against evaluations."""
-    counted_images: int = 64
+    counted_images: int = 40
     """Test images in that."""
-    probed_images: int = 512
+    probed_images: int = 256
     """Training images whose inferred x_T is probed."""
     generated: int = 256
     """Images generated from z of the latent prior."""
@@ -154,6 +152,8 @@ class MeasureOptions:
     """Of its training."""
     prior_batch: int = 256
     """Of its training."""
+    compared_images: int = 4096
+    """Training images, at most, for the small decoder and for the projection of pixels in which sets are compared."""
     decoder_steps: int = 600
     """Of the small decoder of frozen z, which tells how much z knows."""
     shown: int = 6
@@ -184,8 +184,8 @@ class Suite:
 
     def __post_init__(self) -> None:
         for name, family in self.families.items():
-            for method in (*family, *self.saved, *self.fit.long_methods):
-                if method not in METHODS:
+            for method in (*family, *self.saved):
+                if method.removesuffix(LONG) not in METHODS:
                     raise ValueError(f"families.{name}: no method {method!r}; there are: {', '.join(METHODS)}")
             if "pdae" in family and "ddpm" not in family[: family.index("pdae")]:
                 raise ValueError(f"families.{name}: pdae starts from ddpm, which must stand before it")

@@ -35,6 +35,7 @@ from papers.dbae.measurements import (
     endpoint_cost,
     generate,
     image_errors,
+    in_parts,
     pictures_of,
     pixel_distance,
     probe_scores,
@@ -45,7 +46,7 @@ from papers.dbae.measurements import (
     texture_scores,
 )
 from papers.dbae.options import LONG, DataOptions, FitOptions, MeasureOptions, MethodOptions, NetworkOptions
-from papers.dbae.training import Trained, load_average, planned_steps, snapshot_steps, train_autoencoder
+from papers.dbae.training import Trained, load_average, snapshot_steps, train_autoencoder
 from shared.files import write_json
 from shared.run_by_run import FINISHED, RunFolders
 from shared.stage import Input, Output, State, run
@@ -109,7 +110,7 @@ def train(
     if not PartialState().is_main_process:
         return {}
     for table, output in zip(TABLES, (images, scores, curves, steps, losses), strict=True):
-        rows = folders.gather(table, lambda name: {"run": name}).drop(columns="run")
+        rows = folders.gather(table, lambda name: {"method": name})
         write_table(output, rows.assign(setting=setting, seed=seed).astype(_narrow(rows)))
     shown: dict[str, Tensor] = {}
     models.mkdir()
@@ -125,60 +126,54 @@ def train(
 def make_run(job: _Job, name: str, folder: Path, state: Path, *, keep: bool) -> None:
     """Train one method, measure it, and write its tables and pictures; last of all that it is finished."""
     torch.manual_seed(job.seed)
-    model = build_autoencoder(
-        name, job.shape, job.network, job.method, seed=job.seed, prior=_trained_prior(job, state, name)
-    )
-    is_long = name in job.fit.long_methods
+    method, is_long = name.removesuffix(LONG), name.endswith(LONG)
+    prior = _trained_prior(job, state) if method == "pdae" else None
+    model = build_autoencoder(method, job.shape, job.network, job.method, seed=job.seed, prior=prior)
     started = time.perf_counter()
     trained = train_autoencoder(model, job.train, job.fit, is_long=is_long, seed=job.seed, state=folder)
     seconds = time.perf_counter() - started
     if PartialState().is_main_process:
         measure_run(job, name, trained, folder)
         if keep:
-            write_autoencoder(folder / "model.safetensors", trained.average, name, job.shape, job.network, job.method)
+            write_autoencoder(folder / "model.safetensors", trained.average, method, job.shape, job.network, job.method)
         counts = {"parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)}
         print(f"{name}: {seconds:.1f} s of training, {time.perf_counter() - started:.1f} s in all", flush=True)
         write_json(folder / FINISHED, {"seconds": round(seconds, 3), **counts})
     PartialState().wait_for_everyone()
 
 
-def _trained_prior(job: _Job, state: Path, name: str) -> ChainAutoencoder | None:
+def _trained_prior(job: _Job, state: Path) -> ChainAutoencoder:
     """The DDPM that PDAE starts from: this job's own."""
-    if name != "pdae":
-        return None
     prior = build_autoencoder("ddpm", job.shape, job.network, job.method, seed=job.seed)
-    last = snapshot_steps(job.fit, len(job.train), is_long=False)[-1]
+    last = snapshot_steps(job.fit, len(job.train))[-1]
     load_average(prior, RunFolders(state, ["ddpm"]).folder("ddpm") / f"snapshot-{last}.safetensors")
     return prior.eval()
 
 
 def measure_run(job: _Job, name: str, trained: Trained, folder: Path) -> None:
     """Write all `TABLES` of a method, and its pictures."""
-    model = trained.average
-    usual = planned_steps(job.fit, len(job.train))
-    tables: dict[str, list[pd.DataFrame]] = {table: [] for table in TABLES}
-    shown: dict[str, Tensor] = {}
+    model, images = trained.average, tested_images(job, trained.average)
+    points = []
     for step, snapshot in trained.snapshots.items():
         load_average(model, snapshot)
-        label = {"method": name if step <= usual else f"{name}{LONG}"}
-        codes = None if name == "ddpm" else encode_all(model, job.train.scaled(), job.test.scaled())
-        tables["curves"].append(pd.DataFrame([{"step": step, **curve_point(job, model, codes)}]).assign(method=name))
-        if step < usual or (usual < step != max(trained.snapshots)):
-            continue
-        found = reconstruct(model, tested_images(job, model), job.measure, job.seed)
-        tables["images"].append(image_errors(found, tested_images(job, model)).assign(**label))
-        values = scores_of(job, model, codes)
-        tables["scores"].append(pd.DataFrame({"metric": list(values), "value": list(values.values())}).assign(**label))
-        if codes is not None and not isinstance(model, PlainAutoencoder):
-            counted = tested_images(job, model)[: job.measure.counted_images]
-            tables["steps"].append(quality_by_steps(model, counted, job.measure, job.seed).assign(**label))
-        pictures = pictures_of(model, codes, job.train, tested_images(job, model), found, job.measure, job.seed)
-        shown |= {f"{label['method']}/{key}": value for key, value in pictures.items()}
+        codes = None if name == "ddpm" else encode_all(model, job.train, job.test)
+        points.append({"step": step, **curve_point(job, model, codes)})
+    # The last snapshot is what the training ended with.
+    found = reconstruct(model, images, job.measure, job.seed)
+    values = scores_of(job, model, codes)
+    tables = {
+        "images": image_errors(found, images),
+        "scores": pd.DataFrame({"metric": list(values), "value": list(values.values())}),
+        "curves": pd.DataFrame(points),
+        "losses": pd.DataFrame(trained.records),
+    }
+    if codes is not None and not isinstance(model, PlainAutoencoder):
+        tables["steps"] = quality_by_steps(model, images[: job.measure.counted_images], job.measure, job.seed)
+    for table, rows in tables.items():
+        write_table(folder / f"{table}.parquet", rows)
+    shown = pictures_of(model, codes, job.train, images, found, job.measure, job.seed)
+    shown = {f"{name}/{key}": value for key, value in shown.items()}
     shown[f"{name}/original"] = job.test.scaled(slice(job.measure.shown))
-    tables["losses"].append(pd.DataFrame(trained.records).assign(method=name))
-    for table, parts in tables.items():
-        if parts:
-            write_table(folder / f"{table}.parquet", pd.concat(parts, ignore_index=True))
     save_file({key: _compact(key, value) for key, value in shown.items()}, folder / "pictures.safetensors")
 
 
@@ -211,21 +206,18 @@ def scores_of(job: _Job, model: Autoencoder, codes: Codes | None) -> dict[str, f
     values: dict[str, float] = {}
     if not isinstance(model, PlainAutoencoder):
         values |= endpoint_cost(model, tested_images(job, model), options)
+    few_train, all_test = train.scaled(slice(options.compared_images)), test.scaled()
     generated = generate(model, codes, test.images.shape[1:], options, job.seed)
-    values["frechet"] = pixel_distance(generated, train.scaled(slice(4096)), test.scaled())
+    values["frechet"] = pixel_distance(generated, few_train, all_test)
     if codes is None:
         return values | inferred_scores(job, model)
     values |= code_scores(codes, train, test)
-    values["decoder_mse"] = decoder_error(
-        codes, train.scaled(slice(4096)), test.scaled(), steps=options.decoder_steps, seed=job.seed
-    ) if len(train) <= 4096 else np.nan  # fmt: skip
+    values["decoder_mse"] = decoder_error(codes, few_train, all_test, steps=options.decoder_steps, seed=job.seed)
     if train.texture.shape[1] and not isinstance(model, PlainAutoencoder):
         few = Codes(codes.train, codes.test[: options.reconstructed])
         values |= texture_scores(model, few, train, test, options.infer_steps, options.probed_images)
     if isinstance(model, BridgeAutoencoder) and model.stochastic:
-        device = device_of(model)
-        means = Codes(*(torch.cat([model.code_mean(part.to(device)).cpu() for part in data.scaled().split(512)]).numpy()
-                        for data in (train, test)))  # fmt: skip
+        means = Codes(*(in_parts(model.code_mean, data, device_of(model)).numpy() for data in (train, test)))
         values |= {f"{name}_of_mean": value for name, value in probe_scores(means, train, test).items()
                    if name.startswith("probe")}  # fmt: skip
     return values

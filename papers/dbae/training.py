@@ -30,22 +30,21 @@ class Trained(NamedTuple):
     """Of `shared.training.train`."""
 
 
-def planned_steps(options: FitOptions, size: int) -> int:
-    """Optimizer steps of a method that is not trained longer.
+def snapshot_steps(options: FitOptions, size: int, *, is_long: bool = False) -> list[int]:
+    """Optimizer steps after which weights are kept, ascending; the last one ends the training.
 
     Args:
-        options: how it is trained.
+        options: how a method is trained.
         size: training images.
+        is_long: whether it is trained longer than the others.
     """
     per_epoch = BatchOrder(size, options.training.batch_size, 0).steps_per_epoch
-    return max(1, round(options.training.epochs * per_epoch))
+    steps = max(1, round(_epochs(options, is_long) * per_epoch))
+    return sorted({max(1, round(share * steps)) for share in (*options.curve, 1.0)})
 
 
-def snapshot_steps(options: FitOptions, size: int, *, is_long: bool) -> list[int]:
-    """Steps after which the learning curve is measured, the last of a usual training and of a long one included."""
-    steps = planned_steps(options, size)
-    factors = [*options.curve, 1.0, *([options.long_factor] if is_long else [])]
-    return sorted({max(1, round(factor * steps)) for factor in factors})
+def _epochs(options: FitOptions, is_long: bool) -> float:
+    return options.training.epochs * (options.long_factor if is_long else 1.0)
 
 
 def train_autoencoder(
@@ -64,27 +63,19 @@ def train_autoencoder(
         model: of `build_autoencoder`.
         data: training images.
         options: how.
-        is_long: whether it is trained `long_factor` times as long; the learning rate then must not depend on the number
-            of steps, so that the training passes through that of the usual length.
+        is_long: whether it is trained `long_factor` times as long.
         seed: of the order of the images; noise is drawn from PyTorch's global generator.
         state: folder of saved states and of snapshots.
         log_every: steps between records.
 
     Raises:
-        ValueError: images that are not finite in [−1, 1], a batch size that is not in [1, images], or a long training
-            with another learning rate than a constant one.
+        ValueError: images that are not finite in [−1, 1], or a batch size that is not in [1, images].
         FloatingPointError: the loss is not finite.
     """
     check_images(data)
     state.mkdir(parents=True, exist_ok=True)
-    training = options.training
-    if is_long and training.schedule != "constant":
-        raise ValueError(f"schedule: a training that goes on beyond the others needs 'constant', got "
-                         f"{training.schedule!r}")  # fmt: skip
+    training = replace(options.training, epochs=_epochs(options, is_long))
     marks = snapshot_steps(options, len(data), is_long=is_long)
-    if is_long:
-        factor = options.long_factor  # the warm-up stays as long as the others'
-        training = replace(training, epochs=training.epochs * factor, warmup_fraction=training.warmup_fraction / factor)
     accelerator = Accelerator(mixed_precision=training.mixed_precision)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     kind = torch.optim.RAdam if options.optimizer == "radam" else torch.optim.Adam
