@@ -124,7 +124,7 @@ class FitOptions:
 class MeasureOptions:
     """What is measured of a trained model."""
 
-    reconstructed: int = 128
+    reconstructed: int = 96
     """Test images that are reconstructed."""
     draws: int = 4
     """Random x_T for each of them, K, the same in all methods."""
@@ -138,9 +138,9 @@ class MeasureOptions:
     """Share of each of them along the SDE."""
     step_counts: tuple[int, ...] = (5, 10, 20, 50)
     """At which quality is measured against evaluations."""
-    counted_images: int = 40
+    counted_images: int = 32
     """Test images in that."""
-    probed_images: int = 256
+    probed_images: int = 192
     """Training images whose inferred x_T is probed."""
     generated: int = 256
     """Images generated from z of the latent prior."""
