@@ -16,7 +16,8 @@ JOBS = [
     for family in suite.families
     for seed in settings.seeds
 ]
-FIRST = [job for job in JOBS if job.endswith(f"-seed{settings.seeds[0]}")]
+FIRST_SETTING, FIRST_SUITE = next(iter(settings.suites.items()))
+PICTURED = [f"{FIRST_SETTING}-{family}-seed{settings.seeds[0]}" for family in FIRST_SUITE.families]
 RECORDS = [f"{R}/records/train-{job}.json" for job in JOBS]
 
 
@@ -123,7 +124,7 @@ rule figure:
         metrics=f"{R}/metrics.parquet",
         learning=f"{R}/learning.parquet",
         evaluations=f"{R}/evaluations.parquet",
-        pictures=[f"{R}/runs/{job}/pictures.safetensors" for job in FIRST],
+        pictures=[f"{R}/runs/{job}/pictures.safetensors" for job in PICTURED],
     output:
         png=f"{R}/figures/{{figure}}.png",
         pdf=f"{R}/figures/{{figure}}.pdf",

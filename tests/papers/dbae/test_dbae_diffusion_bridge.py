@@ -1,6 +1,7 @@
 """The bridge against its defining identities, other coordinates, brute force and Gaussian cases in closed form."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -198,9 +199,7 @@ def test_information_and_error(variance):
     assert found == pytest.approx(0.5 * math.log(1 + variance * (snr[0] - snr[1])), rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("order", "churn", "evaluations"), [(1, 0.0, 7), (2, 0.0, 13), (1, 0.33, 14), (2, 0.33, 20)]
-)
+@pytest.mark.parametrize(("order", "churn", "evaluations"), [(1, 0.0, 7), (2, 0.0, 13), (1, 0.33, 14), (2, 0.33, 20)])
 def test_evaluations_are_counted(order, churn, evaluations):
     calls = []
 
@@ -253,7 +252,7 @@ def test_the_noise_of_the_churn_is_as_given():
     assert torch.equal(*without)
     # A brute-force walk by the equations.
     x = x_T
-    for step, (t, u) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+    for step, (t, u) in enumerate(pairwise(grid)):
         middle = t + 0.4 * (u - t)
         drift, squared = reverse_bridge_drift(x, x_T, denoiser(x, t, x_T).clamp(-1, 1), t, VP, stochastic=True)
         x = x + drift * (middle - t) + ((t - middle) * squared).sqrt() * noise[step]
