@@ -26,7 +26,8 @@ def write_autoencoder(
         for name, value in model.state_dict().items()
     }
     facts = {"method": method, "shape": shape, "network": asdict(network), "options": asdict(options)}
-    save_file(tensors, path, metadata={name: json.dumps(value) for name, value in facts.items()})
+    # One entry: safetensors writes several in no fixed order, and the same model shall give the same bytes.
+    save_file(tensors, path, metadata={"autoencoder": json.dumps(facts)})
 
 
 def read_autoencoder(
@@ -47,7 +48,7 @@ def read_autoencoder(
         raise InputError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            facts = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            facts = json.loads((file.metadata() or {})["autoencoder"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         method, shape = facts["method"], tuple(facts["shape"])
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:

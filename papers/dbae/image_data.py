@@ -183,8 +183,9 @@ def write_image_data(path: Path, data: ImageData) -> None:
         "classes": torch.from_numpy(data.classes),
         "texture": torch.from_numpy(data.texture),
     }
-    names = {"factors": json.dumps(data.factor_names), "classes": json.dumps(data.class_names)}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=names)
+    # One entry: safetensors writes several in no fixed order.
+    names = json.dumps({"factors": data.factor_names, "classes": data.class_names})
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"names": names})
 
 
 def read_image_data(path: Path | None) -> ImageData:
@@ -197,7 +198,8 @@ def read_image_data(path: Path | None) -> ImageData:
         raise InputError(f"images: {path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            names = {name: tuple(json.loads(listed)) for name, listed in (file.metadata() or {}).items()}
+            stored = json.loads((file.metadata() or {})["names"])
+            names = {name: tuple(listed) for name, listed in stored.items()}
             images, factors, classes, texture = (
                 file.get_tensor(name) for name in ("images", "factors", "classes", "texture")
             )

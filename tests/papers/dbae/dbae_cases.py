@@ -46,7 +46,7 @@ def write_celeba(root: Path, count: int = 6, size: tuple[int, int] = (178, 218))
     lines = [str(count), "Bald Smiling"]
     for number in range(count):
         pixels = np.zeros((size[1], size[0], 3), np.uint8)
-        pixels[57:185, 25:153] = 30 * number + 20
+        pixels[57:185, 25:153] = 10 * number + 20
         Image.fromarray(pixels).save(folder / f"{number:06d}.png")
         lines.append(f"{number:06d}.png {1 if number % 2 else -1:2d} {1 if number > 2 else -1:2d}")
     attributes = root / "list_attr_celeba.txt"

@@ -84,7 +84,7 @@ def test_a_folder_of_images_in_celebas_layout(tmp_path):
                           attributes=str(attributes), crop=(25, 57, 128))  # fmt: skip
     data = read_images(options)
     assert data.images.shape == (6, 3, 64, 64) and data.class_names == ("Bald", "Smiling")
-    levels = torch.arange(6) * 30 + 20
+    levels = torch.arange(6) * 10 + 20
     assert (data.images == levels[:, None, None, None]).all(), "the crop is the grey part alone"
     assert data.classes[:, 0].tolist() == [0, 1, 0, 1, 0, 1] and data.classes[:, 1].tolist() == [0, 0, 0, 1, 1, 1]
     assert (binary_attributes(data) == data.classes).all()
