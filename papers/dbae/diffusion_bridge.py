@@ -36,7 +36,7 @@ class BridgeSchedule:
     α_t² = exp(−B_t) and σ_t² = 1 − exp(−B_t). ``ve``: f = 0, g² = 2 t, α = 1, σ_t = t.
 
     Raises:
-        ValueError: another kind, t_max that is not positive, a negative beta, or both betas 0.
+        ValueError: another kind, t_max that is not positive, a negative beta, or for ``vp`` both betas 0.
     """
 
     kind: Literal["vp", "ve"] = "vp"
@@ -50,9 +50,10 @@ class BridgeSchedule:
             raise ValueError(f"kind: must be 'vp' or 've', got {self.kind!r}")
         if not 0 < self.t_max < math.inf:
             raise ValueError(f"t_max: need a positive number, got {self.t_max}")
-        if not (0 <= self.beta_d < math.inf and 0 <= self.beta_min < math.inf and self.beta_d + self.beta_min > 0):
-            raise ValueError(f"beta_d, beta_min: need numbers of at least 0, not both 0, got {self.beta_d}, "
-                             f"{self.beta_min}")  # fmt: skip
+        if not (0 <= self.beta_d < math.inf and 0 <= self.beta_min < math.inf):
+            raise ValueError(f"beta_d, beta_min: need numbers of at least 0, got {self.beta_d}, {self.beta_min}")
+        if self.kind == "vp" and self.beta_d + self.beta_min == 0:
+            raise ValueError("beta_d, beta_min: vp needs one of them above 0")
 
 
 class BridgeMarginal(NamedTuple):

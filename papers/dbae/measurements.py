@@ -27,7 +27,7 @@ from papers.dbae.image_data import ImageData, binary_attributes
 from papers.dbae.latent_prior import fit_latent_prior
 from papers.dbae.options import MeasureOptions
 from shared.data_order import generator_for
-from shared.t2i.metrics import frechet_distance
+from shared.frechet import frechet_distance
 from shared.vision.similarity import ssim
 
 Array = NDArray[np.float64]
@@ -275,7 +275,7 @@ def generate(model: Autoencoder, codes: Codes | None, shape: torch.Size, options
 def pixel_distance(images: Tensor, train: Tensor, test: Tensor) -> float:
     """Fréchet distance of images and test images in the first principal components of the training images' pixels."""
     size = train[0].numel()
-    projection = PCA(min(PCA_DIMENSIONS, size, len(train)), svd_solver="full").fit(train.flatten(1).numpy())
+    projection = PCA(min(PCA_DIMENSIONS, size, len(train)), random_state=0).fit(train.flatten(1).numpy())
     first, second = (projection.transform(part.cpu().flatten(1).numpy()) for part in (images, test))
     return frechet_distance(first, second)
 

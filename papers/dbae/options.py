@@ -126,7 +126,7 @@ class MeasureOptions:
 
     reconstructed: int = 96
     """Test images that are reconstructed."""
-    draws: int = 4
+    draws: int = 3
     """Random x_T for each of them, K, the same in all methods."""
     decode_steps: int = 20
     """Steps of the ODE and of DDIM."""
@@ -136,11 +136,11 @@ class MeasureOptions:
     """Steps of DBAE's SDE where it is measured beside the ODE."""
     churn: float = 0.33
     """Share of each of them along the SDE."""
-    step_counts: tuple[int, ...] = (5, 10, 20, 50)
+    step_counts: tuple[int, ...] = (5, 10, 20)
     """At which quality is measured against evaluations."""
     counted_images: int = 32
     """Test images in that."""
-    probed_images: int = 192
+    probed_images: int = 128
     """Training images whose inferred x_T is probed."""
     generated: int = 256
     """Images generated from z of the latent prior."""
@@ -148,7 +148,7 @@ class MeasureOptions:
     """Of the latent prior's hidden layers."""
     prior_depth: int = 4
     """Their number."""
-    prior_steps: int = 1000
+    prior_steps: int = 600
     """Of its training."""
     prior_batch: int = 256
     """Of its training."""

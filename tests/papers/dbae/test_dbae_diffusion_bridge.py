@@ -274,6 +274,7 @@ GRID = karras_time_grid(3, t_min=1e-3, t_max=1.0)
         (lambda: BridgeSchedule("edm"), "kind: must be 'vp' or 've'"),
         (lambda: BridgeSchedule(t_max=0.0), "t_max: need a positive number"),
         (lambda: BridgeSchedule(beta_d=-1.0), "beta_d, beta_min: need numbers of at least 0"),
+        (lambda: BridgeSchedule(beta_d=0.0, beta_min=0.0), "beta_d, beta_min: vp needs one of them above 0"),
         (lambda: bridge_marginal(torch.tensor([1.1]), VP), r"t: must lie in \[0, 1\]"),
         (lambda: bridge_marginal(torch.tensor([math.nan]), VP), r"t: must lie in \[0, 1\]"),
         (lambda: bridge_marginal(torch.tensor([1]), VP), "t: need floats"),

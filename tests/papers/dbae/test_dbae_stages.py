@@ -291,7 +291,7 @@ def test_distances_of_sets_of_pixels():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("epochs: 3.90625", "epochs: many"), "epochs: input should be a valid number"),
+        (("epochs: 3.125", "epochs: many"), "epochs: input should be a valid number"),
         (("[ae, beta_vae, ddpm, pdae]", "[ae, beta_vae, pdae, ddpm]"), "pdae starts from ddpm"),
         (("[dbae_d, dbae]", "[dbae_d, bridge]"), "no method 'bridge'; there are: ae, beta_vae"),
         (("{kind: sprites}", "{kind: sprites, test_images: 8}"), "reconstructed: at most test_images"),
