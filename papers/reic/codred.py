@@ -1,18 +1,18 @@
 """CodRED's files: relations, labelled text paths, linked documents, gold evidence.
 
-    relations.json              list of "P..." ids; class 0 is "n/a", the others 1 + rank in sorted order
-    train_dataset.json,
-    dev_dataset.json            list of ["Q985235#Q1497", head document's title, tail document's title, "P206" | "n/a"]
-    test_dataset.json           list of {"h_id", "t_id", "doc": [title, title]}; labels are hidden
-    wiki_ent_link.jsonl,
-    popular_page_ent_link.jsonl a document per line: "id", "title", "tokens" = paragraphs of sentences of words,
-                                "vertexSet" = entities, each a list of mentions {"Q": 1497 (may be missing),
-                                "pos": [paragraph, sentence, first word, behind the last word]}
-    distant_documents.jsonl     the same, and "edgeSet" = [{"h": entity, "t": entity, "rs": [206, ...]}]: relations
-                                within a document, their ids without the P as the entities' without the Q
-    train_evi.json, dev_evi.json
-                                list of {"key", "h", "t", "r", "doc_h", "doc_t", "evis_h": [[paragraph, sentence], ...],
-                                "evis_t": ...}, a record for every chain of reasoning
+relations.json              list of "P..." ids; class 0 is "n/a", the others 1 + rank in sorted order
+train_dataset.json,
+dev_dataset.json            list of ["Q985235#Q1497", head document's title, tail document's title, "P206" | "n/a"]
+test_dataset.json           list of {"h_id", "t_id", "doc": [title, title]}; labels are hidden
+wiki_ent_link.jsonl,
+popular_page_ent_link.jsonl a document per line: "id", "title", "tokens" = paragraphs of sentences of words,
+                            "vertexSet" = entities, each a list of mentions {"Q": 1497 (may be missing),
+                            "pos": [paragraph, sentence, first word, behind the last word]}
+distant_documents.jsonl     the same, and "edgeSet" = [{"h": entity, "t": entity, "rs": [206, ...]}]: relations
+                            within a document, their ids without the P as the entities' without the Q
+train_evi.json, dev_evi.json
+                            list of {"key", "h", "t", "r", "doc_h", "doc_t", "evis_h": [[paragraph, sentence], ...],
+                            "evis_t": ...}, a record for every chain of reasoning
 """
 
 from __future__ import annotations
@@ -67,13 +67,15 @@ class LinkedDocument:
     sentences: tuple[tuple[int, int, tuple[str, ...]], ...]
     """(paragraph, sentence, words), in order."""
     entities: tuple[tuple[int | None, tuple[tuple[int, int, int, int], ...]], ...]
-    """Per vertex its Wikidata number, if it has one, and its mentions: paragraph, sentence, first word, behind the last."""
+    """Per vertex its Wikidata number, if it has one, and its mentions: paragraph, sentence, first word, behind the
+    last."""
     edges: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
     """(head vertex, tail vertex, Wikidata numbers of relations), of distant documents."""
 
 
 Evidence = dict[tuple[str, str, str], tuple[frozenset[tuple[int, int]], frozenset[tuple[int, int]]]]
-"""(key, head title, tail title) -> (paragraph, sentence) of the head's and of the tail's evidence, all chains together."""
+"""(key, head title, tail title) -> (paragraph, sentence) of the head's and of the tail's evidence, all chains
+together."""
 
 
 def read_relations(folder: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """A procedural corpus in CodRED's layouts, whose gold evidence is known.
 
-A relation is a *pair* of classes: the head's document holds a trigger word of class a, the tail's one of class b, and the
+A relation is a *pair* of classes: the head's document holds a trigger word of class a, the tail's one of class b, and
+the
 relation is P(a, b): each document alone decides only half of it. A document is a row of short sentences:
 
     target        the target entity's first mention, with a bridge entity in half of the cases; never a trigger
@@ -11,7 +12,8 @@ relation is P(a, b): each document alone decides only half of it. A document is 
     filler        nothing
 
 The paths that are n/a lack evidence in the head's document, the tail's, or both, where a negative and a distractor with
-the connecting bridge take its place; or their evidence is there but connects by different bridges. So neither the length
+the connecting bridge take its place; or their evidence is there but connects by different bridges. So neither the
+length
 of a document nor the number of triggers, bridges or target mentions in it gives the label away, but for one filler.
 """
 

@@ -188,7 +188,8 @@ def _pieces_of_word(tokenizer: PreTrainedTokenizerBase, word: str) -> tuple[str,
 
 
 def mention_spans(document: LinkedDocument, place: Mapping[tuple[int, int], Sequence[int]]) -> dict[int, list[Span]]:
-    """Spans of pieces of every entity with a number: of its first vertex, in the vertex's order; empty ones left out."""
+    """Spans of pieces of every entity with a number: of its first vertex, in the vertex's order; empty ones left
+    out."""
     found: dict[int, list[Span]] = {}
     for number, mentions in document.entities:
         if number is not None and number not in found:

@@ -62,7 +62,9 @@ def seconds(records: tuple[Input, ...]) -> pd.DataFrame:
         record = read_record(path)
         for name, value in record["measurements"]["seconds"].items():
             method, _, setting = name.partition("@")
-            rows.append({"method": method, "setting": setting, "seed": record["options"]["seed"], "wall_seconds": value})
+            rows.append(
+                {"method": method, "setting": setting, "seed": record["options"]["seed"], "wall_seconds": value}
+            )
     return pd.DataFrame(rows, columns=[*RUN, "wall_seconds"])
 
 

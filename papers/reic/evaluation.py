@@ -1,6 +1,7 @@
 """Measures of relation extraction and of what was selected for it.
 
-Every (pair, relation) is a prediction with the bag's logit as its score; all are sorted by it. With c_k right ones among
+Every (pair, relation) is a prediction with the bag's logit as its score; all are sorted by it. With c_k right ones
+among
 the first k, precision is c_k / k and recall c_k / F, where F counts all facts, those that were never scored too.
 """
 
@@ -23,7 +24,9 @@ def precision_recall_curve(scores: Sequence[float], correct: Sequence[bool], num
         raise ValueError(f"scores: must be finite, got {values[~np.isfinite(values)][0]}")
     right = right.astype(bool)
     if num_facts < 1 or num_facts < right.sum():
-        raise ValueError(f"num_facts: must be at least 1 and the number of correct ones, {right.sum()}, got {num_facts}")
+        raise ValueError(
+            f"num_facts: must be at least 1 and the number of correct ones, {right.sum()}, got {num_facts}"
+        )
     found = right[np.argsort(-values, kind="stable")].cumsum()
     return found / num_facts, found / np.arange(1, len(values) + 1)
 

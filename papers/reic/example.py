@@ -45,10 +45,9 @@ def write_example(*, title: str, examples: tuple[Input, ...], page: Output) -> N
     text = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{_STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n"
-        "<p>Shaded: shown to the relation module, with the place in the order of picking. Framed: the target block. Bold: "
-        'gold evidence. <mark class="entity">Head or tail entity</mark>, <mark class="bridge">bridge entity</mark>.</p>\n'
-        + "\n".join(sections)
-        + "\n</body></html>\n"
+        "<p>Shaded: shown to the relation module, with the place in the order of picking. Framed: the target block. "
+        'Bold: gold evidence. <mark class="entity">Head or tail entity</mark>, '
+        '<mark class="bridge">bridge entity</mark>.</p>\n' + "\n".join(sections) + "\n</body></html>\n"
     )
     with atomic_output(page) as partial:
         partial.write_text(text, encoding="utf-8")

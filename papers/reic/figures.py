@@ -205,10 +205,7 @@ def example(tables: Tables) -> Figure:
     return figure
 
 
-FIGURES = {
-    function.__name__: function
-    for function in (ranking, training, curves, picks, distances, controls, example)
-}
+FIGURES = {function.__name__: function for function in (ranking, training, curves, picks, distances, controls, example)}
 
 
 def draw(

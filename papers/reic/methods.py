@@ -1,7 +1,8 @@
 """Names of runs: ``<method>[,<option>=<value>...]@<module>/<corpus>``.
 
 ``reic@end_to_end/dense`` is the learned selector under the end-to-end module on the corpus that is called dense, and
-``reic,lr=0.001@...`` the same with another learning rate of the selector. What stands behind the @ is the run's setting.
+``reic,lr=0.001@...`` the same with another learning rate of the selector. What stands behind the @ is the run's
+setting.
 """
 
 from __future__ import annotations

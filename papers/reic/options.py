@@ -34,7 +34,7 @@ class CorpusOptions:
     """Share of pairs with a relation."""
     adjacent: float = 0.2
     """Share of documents whose evidence is put beside the target; elsewhere it is put anywhere."""
-    evidence_names_target: float = 0.75
+    evidence_names_target: float = 0.6
     """Share of evidence sentences with the target entity."""
     distractor_names_target: float = 0.35
     """Share of distractors with the target entity."""

@@ -70,9 +70,7 @@ class TextMaker:
     def of_span(self, document: PathDocument, span: tuple[int, int]) -> Shown:
         """A window of the document."""
         start, end = span
-        whole = tuple(
-            index for index, (low, high) in enumerate(document.blocks) if start <= low and high <= end
-        )
+        whole = tuple(index for index, (low, high) in enumerate(document.blocks) if start <= low and high <= end)
         return Shown(repair_markers(document.ids[start:end], self.marker_ids), whole)
 
     def batch(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], bag_of: Sequence[int]) -> BagBatch:

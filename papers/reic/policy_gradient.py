@@ -44,7 +44,7 @@ def relation_reward(logits: Tensor, labels: Tensor, *, kind: str = "margin", thr
     classes = logits.shape[-1]
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels: need integers, got {labels.dtype}")
-    if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < classes):
+    if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
         raise ValueError(f"labels: must lie in [0, {classes}), got {labels.flatten().tolist()}")
     if kind == "margin" and classes < 2:
         raise ValueError(f"logits: a margin needs at least 2 classes, got {classes}")
@@ -91,7 +91,9 @@ def reinforce_loss(
     """
     advantage = advantages(rewards, baseline)
     if log_probs.ndim not in (1, 2) or len(log_probs) != len(rewards):
-        raise ValueError(f"log_probs: need shape ({len(rewards)},) or ({len(rewards)}, T), got {tuple(log_probs.shape)}")
+        raise ValueError(
+            f"log_probs: need shape ({len(rewards)},) or ({len(rewards)}, T), got {tuple(log_probs.shape)}"
+        )
     if weights is not None:
         if weights.shape != rewards.shape:
             raise ValueError(f"weights: need shape ({len(rewards)},), got {tuple(weights.shape)}")

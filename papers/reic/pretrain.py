@@ -19,14 +19,16 @@ from papers.reic.options import CorpusOptions, EncoderOptions, PretrainOptions
 from shared.data_order import generator_for
 from shared.progress import Progress
 from shared.schedules import one_cycle, set_learning_rate
-from shared.stage import Input, Output, run
+from shared.stage import Output, run
 
 FROZEN = EncoderOptions(layers=1)
 """Size of the frozen encoder."""
 _MASK_STREAM = 6
 
 
-def pretrain(options: PretrainOptions, corpus_options: CorpusOptions, *, block_length: int, seed: int, model: Output) -> dict[str, float]:
+def pretrain(
+    options: PretrainOptions, corpus_options: CorpusOptions, *, block_length: int, seed: int, model: Output
+) -> dict[str, float]:
     """Write the encoder and its tokenizer in the format of transformers, weights in half precision."""
     inputs = block_inputs(dataclasses.replace(corpus_options, train_bags=options.bags, dev_bags=1), block_length, seed)
     tokenizer = corpus.build_tokenizer()
@@ -62,7 +64,8 @@ def block_inputs(options: CorpusOptions, block_length: int, seed: int) -> list[l
 def fit_masked(
     encoder: nn.Module, head: nn.Module, ids: Tensor, mask_id: int, options: PretrainOptions, seed: int
 ) -> float:
-    """Train encoder and head to find masked tokens of the rows of ids (N, S), 0 being padding; returns the last loss."""
+    """Train encoder and head to find masked tokens of the rows of ids (N, S), 0 being padding; returns the last
+    loss."""
     optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=options.learning_rate, fused=True)
     schedule, mean = one_cycle(options.steps), 0.0
     with Progress(options.steps, "masked tokens") as progress:

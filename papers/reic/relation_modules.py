@@ -6,8 +6,10 @@ A batch has P paths in bags; both modules give path logits (P, R) and bag logits
 paths of a bag together, for each class c by itself: alpha_{p,c} = softmax over p of W_c e_p, bag logit
 W_c sum_p alpha_{p,c} e_p + b_c. Loss: cross-entropies of bags and of paths, n/a weighted.
 
-**ECRIM-like**. Vectors of entities (first target mentions, bridges; maximum over their tokens) of all paths of a bag make
-a pair matrix r_ij = relu(L relu(U e_i + V e_j)); a transformer runs over its cells; path logits come from the cell (head
+**ECRIM-like**. Vectors of entities (first target mentions, bridges; maximum over their tokens) of all paths of a bag
+make
+a pair matrix r_ij = relu(L relu(U e_i + V e_j)); a transformer runs over its cells; path logits come from the cell
+(head
 of p, tail of p), bag logits are their maximum over paths. Loss: with thresholds, for a path with label y,
 log(e^10 + sum_{c != y} e^{l_c}) + log(e^-8 + e^{-l_y}) - 2.
 """
@@ -200,7 +202,11 @@ class Ecrim(nn.Module):
         openings = self.bridges[:, 0]
         first_at = (input_ids[:, None] == openings[:, None]).long()
         seen = first_at.amax(2).bool()
-        order = first_at.argmax(2).masked_fill(~seen, input_ids.shape[1]).argsort(dim=1, stable=True)[:, : self.most_mentions]
+        order = (
+            first_at.argmax(2)
+            .masked_fill(~seen, input_ids.shape[1])
+            .argsort(dim=1, stable=True)[:, : self.most_mentions]
+        )
         order = order[:, : max(1, int(seen.sum(1).clamp(max=self.most_mentions).max()))]
         markers = torch.cat([self.targets.expand(len(input_ids), -1, -1), self.bridges[order]], 1)
         vectors, present = [], []

@@ -125,13 +125,18 @@ def shown_evidence(found: Evaluation, dev: BagTexts) -> pd.DataFrame:
 def numbers(found: Evaluation, dev: BagTexts, ranks: Sequence[int] = ()) -> dict[str, float]:
     """The ranking's numbers and the evidence's."""
     evidence = shown_evidence(found, dev).drop(columns="place").mean()
-    return {**precision_recall_summary(*facts(found, dev), at=ranks), **evidence.rename({"precision": "evidence_precision"})}
+    return {
+        **precision_recall_summary(*facts(found, dev), at=ranks),
+        **evidence.rename({"precision": "evidence_precision"}),
+    }
 
 
 def tables_of(found: Evaluation, dev: BagTexts, ranks: Sequence[int]) -> dict[str, pd.DataFrame]:
     """All tables that an evaluation gives."""
     evidence = shown_evidence(found, dev)
-    right = [int(best) in bag.labels if bag.labels else best == 0 for best, bag in zip(found.best, dev.bags, strict=True)]
+    right = [
+        int(best) in bag.labels if bag.labels else best == 0 for best, bag in zip(found.best, dev.bags, strict=True)
+    ]
     accuracy = pd.DataFrame({"metric": "accuracy", "unit": range(len(right)), "value": np.array(right, float)})
     recalls = pd.DataFrame({"metric": "recall", "unit": evidence["place"], "value": evidence["recall"]})
     values = {"accuracy": float(np.mean(right)), **numbers(found, dev, ranks)}

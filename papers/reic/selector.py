@@ -149,7 +149,8 @@ class SentenceSelector(nn.Module):
         num_steps: int,
         choose: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
     ) -> Selection:
-        """K steps; ``choose`` gives picks and their log-probabilities, (B,), from log pi_t and what is available, (B, M).
+        """K steps; ``choose`` gives picks and their log-probabilities, (B,), from log pi_t and what is available, (B,
+        M).
 
         Exhausted documents have some log pi_t over all candidates; what is chosen for them does not count.
         """
@@ -207,7 +208,7 @@ class SentenceSelector(nn.Module):
             raise ValueError(f"sentences: need shape ({len(target)}, M, {width}), got {tuple(sentences.shape)}")
         if lengths.shape != target.shape[:1] or lengths.is_floating_point() or lengths.dtype == torch.bool:
             raise ValueError(f"lengths: need integers ({len(target)},), got {tuple(lengths.shape)} {lengths.dtype}")
-        if len(lengths) and not (0 <= int(lengths.min()) and int(lengths.max()) <= sentences.shape[1]):
+        if len(lengths) and not (int(lengths.min()) >= 0 and int(lengths.max()) <= sentences.shape[1]):
             raise ValueError(f"lengths: must lie in [0, {sentences.shape[1]}], got {lengths.tolist()}")
 
 

@@ -70,7 +70,9 @@ def open_codred(
         splits[split] = BagTexts(codred.make_bags(paths, training=split == "train"), reader, keep=False)
     intra: list[tuple[list[int], list[int], int]] = []
     if options.intra_document_share:
-        known = {title for bag in splits["dev"].bags for path in bag.paths for title in (path.head_title, path.tail_title)}
+        known = {
+            title for bag in splits["dev"].bags for path in bag.paths for title in (path.head_title, path.tail_title)
+        }
         class_of = {int(name[1:]): index for index, name in enumerate(relations) if index}
         budgets = (options.inputs.head_budget, options.inputs.tail_budget)
         for title, line in codred.document_lines(distant):

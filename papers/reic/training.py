@@ -7,6 +7,7 @@ own. All methods see the same bags in the same order and start from the same wei
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,16 +180,14 @@ class Training:
         checkpointer = Checkpointer(state, self.accelerator, every=self.options.checkpoint_every)
         done, saved = checkpointer.restore()
         history: list[dict[str, float]] = saved.get("history", [])
-        options, log = self.options, _Log()
+        options, log = self.options, _Log(**saved.get("log", {}))
         schedule = named_schedule("linear", options.steps, warmup_fraction=options.warmup_fraction)
         slow_schedule = named_schedule(
             options.selector_schedule, options.steps,
             warmup_fraction=0.1 if options.selector_schedule == "linear" else 0.0,
         )  # fmt: skip
         self.module.train()
-        with Progress(
-            options.steps, self.run_.name, start=done, enabled=self.accelerator.is_main_process
-        ) as progress:
+        with Progress(options.steps, self.run_.name, start=done, enabled=self.accelerator.is_main_process) as progress:
             for step, bags in self._batches(done):
                 set_learning_rate(self.optimizer, schedule(step))
                 if self.selector is not None:
@@ -197,7 +196,7 @@ class Training:
                 if (step + 1) % options.log_every == 0 or step + 1 == options.steps:
                     history.append({"step": step + 1, **log.row()})
                     progress.update({"loss": history[-1]["loss"], "reward": history[-1]["reward"]})
-                checkpointer.save_if_due(step + 1, {"history": history})
+                checkpointer.save_if_due(step + 1, {"history": history, "log": dataclasses.asdict(log)})
         return history
 
     def _batches(self, done: int) -> Iterator[tuple[int, list[tuple[int, list[PathText]]]]]:
@@ -208,7 +207,11 @@ class Training:
         }
         rows = [self.order.micro_batches(step, **process)[0].tolist() for step in range(done, self.options.steps)]
         loader = DataLoader(
-            self.problem.train, batch_sampler=rows, num_workers=self.options.workers, collate_fn=list
+            self.problem.train,
+            batch_sampler=rows,
+            num_workers=self.options.workers,
+            collate_fn=list,
+            generator=torch.Generator(),  # of its own: a draw from the global one would make a resumed run differ
         )
         for step, numbers, texts in zip(range(done, self.options.steps), rows, loader, strict=True):
             yield step, list(zip(numbers, texts, strict=True))
@@ -236,6 +239,7 @@ class Training:
         )
         log.add(loss=report.loss)
         if learns:
+
             def selector_loss(parts: list[_Outcome]) -> tuple[Tensor, dict[str, Tensor]]:
                 losses = [
                     reinforce_loss(part.log_probs, part.rewards, baseline=options.baseline, weights=part.weights)

@@ -66,8 +66,7 @@ def tiny_store(tiny_corpus) -> DocumentStore:
 def linked(title, sentences, entities, **more):
     """A line of a document file: sentences of one paragraph, entities {number or None: [(sentence, start, end)]}."""
     vertices = [
-        [{**({"Q": number} if number else {}), "pos": [0, *where]} for where in places]
-        for number, places in entities
+        [{**({"Q": number} if number else {}), "pos": [0, *where]} for where in places] for number, places in entities
     ]
     tokens = [[sentence.split() for sentence in sentences]]
     return json.dumps({"id": 1, "title": title, "tokens": tokens, "vertexSet": vertices, **more})

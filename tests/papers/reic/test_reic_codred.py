@@ -12,7 +12,8 @@ from tests.papers.reic.conftest import linked
 
 HEAD = linked("A/C", ["Babia dodo Dalia .", "kano founded Karia ."],
               [(985235, [(0, 0, 1)]), (None, [(0, 1, 2)]), (7, [(1, 2, 3)]), (8, [(0, 2, 3)])])  # fmt: skip
-TAIL = linked("B", ["kano Karia .", "Lavia based Karia .", "Lavia ."], [(7, [(0, 1, 2), (1, 2, 3)]), (1497, [(1, 0, 1), (2, 0, 1)])])  # fmt: skip
+TAIL = linked("B", ["kano Karia .", "Lavia based Karia .", "Lavia ."],
+              [(7, [(0, 1, 2), (1, 2, 3)]), (1497, [(1, 0, 1), (2, 0, 1)])])  # fmt: skip
 EVIDENCE = {"key": "Q985235#Q1497", "h": "Q985235", "t": "Q1497", "r": "P206", "doc_h": "A/C", "doc_t": "B",
             "evis_h": [[0, 1]], "evis_t": [[0, 1]]}  # fmt: skip
 
@@ -21,7 +22,8 @@ EVIDENCE = {"key": "Q985235#Q1497", "h": "Q985235", "t": "Q1497", "r": "P206", "
 def folder(tmp_path):
     (tmp_path / "relations.json").write_text(json.dumps(["P31", "P206", "P17"]))
     paths = [
-        ["Q985235#Q1497", "A/C", "B", "P206"], ["Q985235#Q1497", "A/C", "B", "P17"], ["Q985235#Q1497", "A/C", "B", "n/a"],
+        ["Q985235#Q1497", "A/C", "B", "P206"], ["Q985235#Q1497", "A/C", "B", "P17"], ["Q985235#Q1497", "A/C", "B",
+        "n/a"],
         ["Q1#Q2", "A/C", "B", "n/a"],
     ]  # fmt: skip
     for split in ("train", "dev"):
@@ -76,9 +78,7 @@ def test_texts_of_a_path(folder):
     reader = PathReader(store_of(folder), corpus.build_tokenizer(), codred.read_evidence(folder, "dev"), 7)
     text = reader(codred.read_paths(folder, "dev", relations)[0])
     head, tail = text.documents
-    assert " ".join(head.tokens) == (
-        "[unused1] Babia [unused2] dodo Dalia . kano founded [unused5] Karia [unused6] ."
-    )
+    assert " ".join(head.tokens) == ("[unused1] Babia [unused2] dodo Dalia . kano founded [unused5] Karia [unused6] .")
     assert " ".join(tail.tokens) == (
         "kano [unused5] Karia [unused6] . [unused3] Lavia [unused4] based [unused5] Karia [unused6] . Lavia ."
     )
@@ -120,7 +120,7 @@ def test_paths_that_do_not_fit_their_documents(folder):
     with pytest.raises(InputError, match="lies outside the document"):
         codred.parse_document(linked("A", ["a b"], [(1, [(0, 1, 3)])]), "A")
     (folder / "wiki_ent_link.jsonl").write_text("{}\n")
-    with pytest.raises(InputError, match="wiki_ent_link.jsonl:1: expected a JSON object with a title"):
+    with pytest.raises(InputError, match=r"wiki_ent_link.jsonl:1: expected a JSON object with a title"):
         list(codred.document_lines(folder / "wiki_ent_link.jsonl"))
 
 

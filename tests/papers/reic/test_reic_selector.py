@@ -103,9 +103,7 @@ def test_padding_changes_nothing(selector, value):
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=5), st.integers(0, 8), st.booleans(), st.sampled_from([0, 0.5]))
 def test_picks_never_repeat(selector, lengths, steps, greedy, exploration):
     target, sentences = documents(len(lengths), 6)
-    indices = selector(
-        target, sentences, torch.tensor(lengths), steps, greedy=greedy, exploration=exploration
-    ).indices
+    indices = selector(target, sentences, torch.tensor(lengths), steps, greedy=greedy, exploration=exploration).indices
     for row, length in zip(indices.tolist(), lengths, strict=True):
         real = [pick for pick in row if pick >= 0]
         assert len(real) == min(steps, length) == len(set(real)) and all(pick < length for pick in real)
@@ -147,9 +145,7 @@ def test_exploration_is_uniform_and_carries_no_gradient(selector):
         target.expand(many, -1), sentences.expand(many, -1, -1), torch.full((many,), 4), 2, greedy=False,
         exploration=1.0, generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    torch.testing.assert_close(
-        picked.log_probs[0], -torch.tensor([4.0, 3.0]).double().log(), atol=1e-10, rtol=0
-    )
+    torch.testing.assert_close(picked.log_probs[0], -torch.tensor([4.0, 3.0]).double().log(), atol=1e-10, rtol=0)
     shares = torch.bincount(picked.indices[:, 0], minlength=4) / many
     assert (shares - 0.25).abs().max() < 0.03
     pairs = torch.bincount(picked.indices[:, 0] * 4 + picked.indices[:, 1], minlength=16)
@@ -273,9 +269,11 @@ def test_uniform_picks():
     lengths = torch.tensor([5, 2, 0])
     generator = torch.Generator().manual_seed(0)
     picks = torch.stack([uniform_picks(lengths, 3, generator) for _ in range(3000)])
-    assert (picks[:, 2] == -1).all() and (picks[:, 1, 2] == -1).all() and picks[:, 1, :2].sort(1).values.eq(
-        torch.tensor([0, 1])
-    ).all()
+    assert (
+        (picks[:, 2] == -1).all()
+        and (picks[:, 1, 2] == -1).all()
+        and picks[:, 1, :2].sort(1).values.eq(torch.tensor([0, 1])).all()
+    )
     shares = torch.bincount(picks[:, 0].flatten(), minlength=5) / 9000
     assert (shares - 0.2).abs().max() < 0.02 and picks[:, 0].sort(1).values.diff(dim=1).min() > 0
 
