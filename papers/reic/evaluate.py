@@ -29,18 +29,18 @@ def evaluate(
     paper: str,
     scale: str,
     summary: tuple[Input, ...],
-    units: tuple[Input, ...],
+    measured: tuple[Input, ...],
     history: tuple[Input, ...],
     records: tuple[Input, ...],
     metrics: Output,
-    unit_table: Output,
+    units: Output,
 ) -> None:
-    """Write the metrics and units tables."""
+    """Write the metrics and units tables; ``measured`` are the runs' tables of units."""
     names = {"paper": paper, "scale": scale}
-    rows = pd.concat([read_table(path) for path in units], ignore_index=True).assign(**names)
+    rows = pd.concat([read_table(path) for path in measured], ignore_index=True).assign(**names)
     rows["unit"] = rows["unit"].map("{:05d}".format)
-    rows["value"] = rows["value"].astype(float)
-    averages = aggregate(write_units(unit_table, rows))
+    rows = rows.astype({"value": float, "seed": "int64"})
+    averages = aggregate(write_units(units, rows))
     single = pd.concat([read_table(path) for path in summary], ignore_index=True).assign(**names)
     single = single[~single["metric"].isin(averages["metric"].unique())]
     table = pd.concat([single, averages, last_rewards(history).assign(**names)], ignore_index=True)

@@ -182,7 +182,9 @@ else:
 rule evaluate:
     message: "Collecting all measurements"
     input:
-        **{name: trained(name) for name in ("summary", "units", "history")},
+        summary=trained("summary"),
+        measured=trained("units"),
+        history=trained("history"),
         records=[f"{R}/records/train-{group}-seed{seed}.json" for group, seed in JOBS],
     output:
         metrics=f"{R}/metrics.parquet",
@@ -194,8 +196,8 @@ rule evaluate:
         f"{L}/evaluate.log",
     cache: True
     shell:
-        "python -m papers.reic.evaluate {params.arguments} --summary {input.summary} --units {input.units}"
-        " --history {input.history} --records {input.records} --metrics {output.metrics} --unit-table {output.units}"
+        "python -m papers.reic.evaluate {params.arguments} --summary {input.summary} --measured {input.measured}"
+        " --history {input.history} --records {input.records} --metrics {output.metrics} --units {output.units}"
         " --record {output.record} &> {log}"
 
 

@@ -151,8 +151,9 @@ def measured(trained, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "seconds", lambda records: pd.DataFrame(rows))
         evaluate.evaluate(
-            paper="reic", scale="small", **{name: paths_of(trained, name) for name in ("summary", "units", "history")},
-            records=(), metrics=folder / "metrics.parquet", unit_table=folder / "units.parquet",
+            paper="reic", scale="small", summary=paths_of(trained, "summary"), measured=paths_of(trained, "units"),
+            history=paths_of(trained, "history"), records=(), metrics=folder / "metrics.parquet",
+            units=folder / "units.parquet",
         )  # fmt: skip
     return folder
 
