@@ -104,6 +104,7 @@ def controls(tables: Tables) -> Figure:
         panel.axvline(100 * table["random"].mean(), color="0.3", linewidth=0.8, linestyle="--")
     panel.set(xlabel="gold evidence shown (%)", title=SETTINGS.get(tables.main, tables.main), xlim=(-4, 104))
     panel.grid(visible=False, axis="y")
+    figure.tight_layout()
     return figure
 
 
@@ -154,7 +155,7 @@ def picks(tables: Tables) -> Figure:
             values = tables.series(tables.by_picks, name, "picks", metric)
             line_with_band(panel, values.columns, 100 * values.to_numpy(), label=LABELS[name], **STYLES[name])
         panel.axvline(tables.picks, color="0.3", linewidth=0.8, linestyle="--")
-        panel.set(xlabel="blocks per document besides the target, K", ylabel=label)
+        panel.set(xlabel="K, picked blocks per document", ylabel=label)
     axes[0, 1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     return figure
@@ -163,7 +164,7 @@ def picks(tables: Tables) -> Figure:
 def distances(tables: Tables) -> Figure:
     """Histograms of the distance from the target block."""
     names = tables.methods(tables.distances, COMPARED)
-    figure, axes = new_figure(columns=len(names), width=1.9, height=2.1, sharey=True)
+    figure, axes = new_figure(columns=len(names), width=1.9, height=2.1, sharex=True, sharey=True)
     for panel, name in zip(axes[0], names, strict=True):
         rows = tables.distances[(tables.distances["setting"] == tables.main) & (tables.distances["method"] == name)]
         counts = rows.groupby("distance")["count"].sum()
