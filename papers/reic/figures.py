@@ -151,8 +151,10 @@ def picks(tables: Tables) -> Figure:
     for panel, (metric, label) in zip(
         axes[0], {"f1": "largest F1 (%)", "recall": "gold evidence shown (%)"}.items(), strict=True
     ):
+        trained = tables.by_seed(tables.main, metric)
         for name in tables.methods(tables.by_picks, COMPARED):
             values = tables.series(tables.by_picks, name, "picks", metric)
+            values = values.assign(**{str(tables.picks): trained[name]}).rename(columns=int).sort_index(axis=1)
             line_with_band(panel, values.columns, 100 * values.to_numpy(), label=LABELS[name], **STYLES[name])
         panel.axvline(tables.picks, color="0.3", linewidth=0.8, linestyle="--")
         panel.set(xlabel="K, picked blocks per document", ylabel=label)
