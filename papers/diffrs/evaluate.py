@@ -23,6 +23,8 @@ Outliers are told in blocks of consecutive samples, the units.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 from scipy import stats
 
@@ -135,8 +137,15 @@ def spearman_rows(measured: pd.DataFrame) -> pd.DataFrame:
         gamma = [parse_run(name).overrides["percentile"] for name in group["run"]]
         if len(gamma) > 2:
             for metric, column in (("spearman_nfe", "nfe"), ("spearman_primary", primary)):
-                rows.append((setting, "diffrs", seed, metric, stats.spearmanr(gamma, group[column]).statistic))
+                rows.append((setting, "diffrs", seed, metric, rank_correlation(gamma, group[column])))
     return pd.DataFrame(rows, columns=[*_RUN, "metric", "value"])
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's rank correlation; 0 where one of the two does not change at all."""
+    if len(set(first)) == 1 or len(set(second)) == 1:
+        return 0.0
+    return float(stats.spearmanr(first, second).statistic)
 
 
 def _table(paths: tuple[Input, ...]) -> pd.DataFrame:

@@ -36,7 +36,7 @@ TITLES = {
     "ring": "Ring",
     "ring-8": "Ring, 8 steps",
     "ring-ddim": "Ring, 10 steps of DDIM",
-    "ring-weak": "Ring, weak discriminator",
+    "ring-weak": "Ring, weak ratio",
     "glyphs": "Glyphs",
     "exact-1d": "Exact ratio, 1-D",
     "exact-2d": "Exact ratio, 2-D",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from papers.diffrs.bench import NOISE, Bench
-from papers.diffrs.evaluate import matching_rows, spearman_rows
+from papers.diffrs.evaluate import matching_rows, rank_correlation, spearman_rows
 from papers.diffrs.exact import cases, judge_of
 from papers.diffrs.judges import number_judge, ring_judge
 from papers.diffrs.methods import parse_run
@@ -159,3 +159,8 @@ def test_rank_correlations_over_gamma():
     values = spearman_rows(runs_of(rows)).set_index("metric")["value"].to_dict()
     assert values == {"spearman_nfe": pytest.approx(1.0), "spearman_primary": pytest.approx(-0.5)}
     assert spearman_rows(runs_of(rows[:2])).empty
+
+
+def test_what_does_not_change_has_no_rank_correlation():
+    assert rank_correlation([1, 2, 3], [5, 5, 5]) == rank_correlation([5, 5, 5], [1, 2, 3]) == 0
+    assert rank_correlation([1, 2, 3], [2, 4, 9]) == 1
