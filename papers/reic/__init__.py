@@ -1,0 +1,1 @@
+"""REIC: reward-based input construction for cross-document relation extraction."""
