@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -49,6 +50,19 @@ def write_parquet(path: Path, table: pa.Table, *, metadata: dict[str, str] | Non
 def _is_dense(column: pa.ChunkedArray) -> bool:
     """Whether most numbers of a column differ: then bytes of equal place compress better than a dictionary."""
     return pa.types.is_floating(column.type) and 2 * pc.count_distinct(column).as_py() > len(column)
+
+
+def with_short_numbers(frame: pd.DataFrame, bits: int = 11) -> pd.DataFrame:
+    """A table with its floating-point numbers rounded to so many significant binary digits.
+
+    Half precision has 11, a relative error of at most 1 / 2^11; here the range stays that of double precision. Finer
+    digits of a measurement per sample are lost in any mean over samples, and are most of what such a table takes.
+    """
+    short = {}
+    for name in frame.select_dtypes("floating"):
+        mantissa, exponent = np.frexp(frame[name])
+        short[name] = np.ldexp(np.round(np.ldexp(mantissa, bits)), exponent - bits)
+    return frame.assign(**short)
 
 
 def read_table(path: Path, columns: tuple[str, ...] | None = None) -> pd.DataFrame:

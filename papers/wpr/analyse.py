@@ -34,7 +34,7 @@ from shared.lm.generation import evaluation_mode, sample_responses
 from shared.lm.log_probs import response_logits, token_log_probs
 from shared.lm.texts import decode_rows, load_causal_lm, load_tokenizer, prompt_rows
 from shared.stage import Input, Output, run
-from shared.tables import read_table, write_table
+from shared.tables import read_table, with_short_numbers, write_table
 
 POLICIES = ("rkl", "wpr")
 # Draws of this stage come from a stream of their own.
@@ -89,7 +89,7 @@ def analyse(
     pooled = pd.concat(parts, ignore_index=True)
     label = {"setting": setting, "seed": seed}
     write_table(analysis, pd.DataFrame([*metrics, *penalty_metrics(pooled, table)]).assign(**label))
-    write_table(tokens, pooled.assign(**label))
+    write_table(tokens, with_short_numbers(pooled).assign(**label))
     trace = pd.concat([each.rename_axis("iteration").reset_index() for each in traces], ignore_index=True)
     write_table(convergence, trace.assign(iteration=trace["iteration"] + 1, **label))
 

@@ -32,7 +32,7 @@ from shared.artifacts import read_record
 from shared.results import aggregate, write_metrics, write_units
 from shared.stage import Input, Output, run
 from shared.statistics import frontier_weights, win_outcomes
-from shared.tables import read_table, write_table
+from shared.tables import read_table, with_short_numbers, write_table
 
 BASELINES = {"win_vs_rkl": "rkl", "win_vs_supervised": "supervised"}
 MEASURED = ["score", "kl", "entropy"]
@@ -70,7 +70,7 @@ def evaluate(
     compared = [name for name in (judge, "kl", *BASELINES) if name in chosen]
     run = ["method", "setting", "seed"]
     unit_rows = chosen.melt(id_vars=[*run, "unit"], value_vars=compared, var_name="metric").dropna(subset="value")
-    unit_table = write_units(units, unit_rows.assign(paper=paper, scale=scale))
+    unit_table = write_units(units, with_short_numbers(unit_rows).assign(paper=paper, scale=scale))
     others = chosen.groupby(run)[[name for name in measured if name not in compared]].mean().reset_index()
     described = [others.melt(id_vars=run, var_name="metric"), *(read_table(path) for path in analyses)]
     per_seed = pd.concat([aggregate(unit_table), *(table.assign(paper=paper, scale=scale) for table in described)])

@@ -43,7 +43,7 @@ from shared.progress import Progress
 from shared.run_by_run import FINISHED, RunFolders
 from shared.schedules import named_schedule, set_learning_rate
 from shared.stage import Input, Output, State, run
-from shared.tables import read_table, write_table
+from shared.tables import read_table, with_short_numbers, write_table
 from shared.training import adamw
 
 ADAM_BETAS = (0.9, 0.95)
@@ -284,8 +284,8 @@ def train_run(bench: Bench, planned: Run, folder: Path) -> None:
             checkpointer.save_if_due(step + 1, {"records": records, "seconds": seconds})
     samples = pd.concat([answer(bench, policy, split, accelerator) for split in ("validation", "test")])
     if accelerator.is_main_process:
-        write_table(folder / "samples.parquet", samples)
-        write_table(folder / "curves.parquet", pd.DataFrame(records))
+        write_table(folder / "samples.parquet", with_short_numbers(samples))
+        write_table(folder / "curves.parquet", with_short_numbers(pd.DataFrame(records)))
         if planned.method in options.saved_policies:
             trained = accelerator.unwrap_model(policy)
             save_for_store(trained, bench.tokenizer, folder / "policy", dtype=getattr(torch, options.weights))

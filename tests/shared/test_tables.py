@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import InputError
-from shared.tables import read_table, write_table
+from shared.tables import read_table, with_short_numbers, write_table
 
 COLUMNS = {
     "count": st.integers(-(2**60), 2**60),
@@ -35,6 +35,26 @@ def test_measurements_take_less_room_than_a_dictionary_of_them(tmp_path):
     values = np.random.default_rng(0).normal(size=5000).astype("float32").astype("float64")
     write_table(tmp_path / "table.parquet", pd.DataFrame({"value": values}))
     assert (tmp_path / "table.parquet").stat().st_size < 5 * len(values)
+
+
+@given(st.lists(st.floats(min_value=2.0**-14, max_value=65504), min_size=1))
+def test_short_numbers_are_those_of_half_precision(values):
+    frame = pd.DataFrame({"value": [*values, *(-value for value in values)]})
+    expected = frame["value"].to_numpy().astype("float16").astype(float)
+    assert np.array_equal(with_short_numbers(frame)["value"], expected)
+
+
+def test_short_numbers_keep_their_range_and_leave_other_columns_alone():
+    frame = pd.DataFrame({"value": [1e-30, 3e300, 0.0, np.nan, -np.inf], "count": 12345678, "text": "a"})
+    short = with_short_numbers(frame)
+    np.testing.assert_allclose(short["value"], frame["value"], rtol=2.0**-11)
+    pd.testing.assert_frame_equal(short[["count", "text"]], frame[["count", "text"]])
+
+
+def test_short_numbers_take_little_room(tmp_path):
+    values = pd.DataFrame({"value": np.random.default_rng(0).normal(size=5000)})
+    write_table(tmp_path / "table.parquet", with_short_numbers(values))
+    assert (tmp_path / "table.parquet").stat().st_size < 2.2 * len(values)
 
 
 @pytest.mark.parametrize("rows", [0, 1])
