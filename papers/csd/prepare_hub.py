@@ -14,13 +14,13 @@ import pandas as pd
 
 from papers.csd.options import VALIDATION, HubDataOptions
 from shared.errors import InputError
+from shared.hub import HUB, hub_file
 from shared.stage import Output, run
 from shared.tables import read_table, write_table
 
 _TASK = "Below is an instruction that describes a task"
 _CONTEXT = ", paired with an input that provides further context"
 _REQUEST = ". Write a response that appropriately completes the request."
-_HUB = "hf://datasets/"
 
 
 def prepare_hub(
@@ -126,22 +126,8 @@ def parse_suite(text: str) -> tuple[str, Any, str]:
 
 
 def local_file(source: str) -> Path:
-    """A source's file; one on the hub is downloaded to the hub's cache.
-
-    Raises:
-        InputError: there is no such file.
-    """
-    if not source.startswith(_HUB):
-        return Path(source)
-    from huggingface_hub import hf_hub_download  # only where something is downloaded
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    owner, _, rest = source.removeprefix(_HUB).partition("/")
-    name, _, file = rest.partition("/")
-    try:
-        return Path(hf_hub_download(f"{owner}/{name}", file, repo_type="dataset"))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise InputError(f"{source}: cannot be downloaded: {str(error).splitlines()[0]}") from None
+    """A source's file; one on the hub is downloaded to the hub's cache."""
+    return hub_file(source) if source.startswith(HUB) else Path(source)
 
 
 def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

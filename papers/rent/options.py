@@ -7,9 +7,6 @@ from typing import Literal
 
 from shared.vision.options import ClassifierOptions
 
-HUB = "hf://datasets/"
-"""How a file on the Hugging Face hub begins: ``hf://datasets/<owner>/<name>/<file>``."""
-
 
 @dataclass(frozen=True)
 class DataOptions:

@@ -1,6 +1,7 @@
 """RENT: images and noisy labels -> networks of every method -> tables -> report."""
 
-from papers.rent.options import HUB, Scale
+from papers.rent.options import Scale
+from shared.hub import HUB
 from workflows.paper import open_paper
 
 paper = open_paper("rent", config["scale"], Scale)
@@ -40,14 +41,14 @@ if any(source.startswith(HUB) for source in SOURCES.values()):
             file=f"{R}/data/{{part}}.parquet",
             record=f"{R}/records/download-{{part}}.json",
         params:
-            **paper.stage("papers.rent.download"),
+            **paper.stage("shared.stages.download"),
             source=lambda wildcards: SOURCES[wildcards.part],
             part="{part}",
         log:
             f"{L}/download-{{part}}.log",
         cache: True
         shell:
-            "python -m papers.rent.download {params.arguments} --source {params.source} --file {output.file}"
+            "python -m shared.stages.download {params.arguments} --source {params.source} --file {output.file}"
             " --record {output.record} &> {log}"
 
 

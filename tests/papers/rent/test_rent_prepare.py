@@ -1,5 +1,4 @@
 import io
-import sys
 
 import numpy as np
 import pandas as pd
@@ -10,7 +9,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from papers.rent import download
 from papers.rent.corruption import corrupted_labels, parse_setting
 from papers.rent.options import DataOptions
 from papers.rent.prepare import prepare
@@ -138,26 +136,3 @@ def test_mistakes_are_one_line(tmp_path):
     assert "no column 'fine_label'" in message(DataOptions("cifar100"), files=[train, train])
     assert "train_images: need a number between 0 and 1797, got 1797" in message(DataOptions("digits", 1797))
     assert message(DataOptions("digits", 100), ("sym",)).startswith("setting 'sym': need sym<percent>")
-
-
-def test_download_takes_the_file_that_the_source_names(tmp_path, monkeypatch):
-    (tmp_path / "cached").write_text("rows")
-    asked = []
-
-    class Hub:
-        @staticmethod
-        def hf_hub_download(repository, file, repo_type):
-            asked.append((repository, file, repo_type))
-            if file == "none":
-                raise OSError("404\nfile not found")
-            return tmp_path / "cached"
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub)
-    download.download(source="hf://datasets/uoft-cs/cifar10/plain_text/train.parquet", file=tmp_path / "out")
-    assert asked == [("uoft-cs/cifar10", "plain_text/train.parquet", "dataset")]
-    assert (tmp_path / "out").read_text() == "rows"
-    with pytest.raises(InputError, match=r"^hf://datasets/a/b/none: could not be fetched: 404$"):
-        download.download(source="hf://datasets/a/b/none", file=tmp_path / "out")
-    for source in ("train.parquet", "hf://datasets/a/b", "hf://datasets/a"):
-        with pytest.raises(InputError, match=r"^source: need hf://datasets/<owner>/<name>/<file>, got "):
-            download.download(source=source, file=tmp_path / "out")
