@@ -220,25 +220,24 @@ def schedules(tables: Tables) -> Figure:
     figure, axes = new_figure(len(tables.scored), 2, width=3.6, height=2.4, sharey="row")
     present = [name for name in tables.methods if name.startswith("date/")]
     windows = [f"date/{name}" for name in ("first", "second", "third", "fourth") if f"date/{name}" in present]
-    spaced = [name for name in present if name not in windows]
     updates = {name: len(tables.schedules[name.partition("/")[2]]) for name in present}
+    spaced = sorted((name for name in present if name not in windows), key=updates.get)
+    texts = [f"{SCHEDULES.get(name.partition('/')[2], 'all')}\n{updates[name]}" for name in spaced]
     for panels, metric in zip(axes, tables.scored, strict=True):
         values = tables.by_seed(metric)
         gain = values[present].sub(values["fixed"], axis=0)
-        for name in spaced:
+        for place, name in enumerate(spaced):
             style = {"color": BLUE if name.endswith("late") else VERMILION}
-            panels[0].plot([updates[name]] * len(gain), gain[name], ".", alpha=0.5, **style)
-            panels[0].plot(updates[name], gain[name].mean(), "D", **style)
-            place = {"xytext": (5, 3), "textcoords": "offset points", "fontsize": 7}
-            text = SCHEDULES.get(name.partition("/")[2], "all")
-            panels[0].annotate(text, (updates[name], gain[name].mean()), **place)
+            panels[0].plot([place] * len(gain), gain[name], ".", alpha=0.5, **style)
+            panels[0].plot(place, gain[name].mean(), "D", **style)
         line_with_band(panels[1], range(len(windows)), gain[windows].to_numpy(), color=VERMILION, marker="o")
         for panel in panels:
             panel.axhline(0, color="0.5", linewidth=0.8, linestyle="--")
         panels[0].set_ylabel(f"gain, {SCORES[metric]}")
         panels[1].set_xticks(range(len(windows)), [name.partition("/")[2] for name in windows])
+        panels[0].set_xticks(range(len(spaced)), texts)
         panels[0].margins(x=0.15)
-    axes[-1, 0].set_xlabel("steps with an update")
+    axes[-1, 0].set_xlabel("which steps update the embedding, and how many")
     axes[-1, 1].set_xlabel("quarter of the steps in which it updates")
     return figure
 
