@@ -1,8 +1,7 @@
-"""The page of all papers: every claim with its verdict, in one self-contained file."""
+"""The page of all papers: every claim with its verdict, beside some figures."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from shared.errors import InputError
 from shared.files import atomic_output
 from shared.pages import VERDICTS, CaptionedFigure, Provenance, provenance, template_environment
 
-_THUMBNAILS = 3  # per paper: enough to recognise it, and the page stays light
+_THUMBNAILS = 3  # figures per paper: enough to recognise it, and the page stays light
 _TESTS = 4  # per claim; the rest stands in the paper's report
 
 
@@ -37,9 +36,9 @@ class PaperEntry:
 
 
 def render_index(entries: Sequence[PaperEntry], *, folder: Path) -> str:
-    """The page as one HTML5 document for a file in ``folder``, from which the reports are linked.
+    """The page as one HTML5 document for a file in ``folder``, from which reports and figures are linked.
 
-    It loads nothing else; without JavaScript it is the full list, with it the list can be filtered.
+    It loads nothing but figures; without JavaScript it is the full list, with it the list can be filtered.
 
     Raises:
         InputError: verdicts of another paper, or a paper twice.
@@ -50,9 +49,9 @@ def render_index(entries: Sequence[PaperEntry], *, folder: Path) -> str:
             raise InputError(f"verdicts must be of paper '{entry.paper.id}', got those of '{entry.verdicts.paper}'")
         if ids.count(entry.paper.id) > 1:
             raise InputError(f"paper '{entry.paper.id}' is there more than once")
-    sections = [_section(entry, folder) for entry in entries]
+    sections = [_section(entry) for entry in entries]
     return (
-        template_environment()
+        template_environment(folder)
         .get_template("index.html.j2")
         .render(
             sections=sections,
@@ -75,16 +74,16 @@ class _Section:
 
     paper: Paper
     verdicts: Verdicts
-    link: str
+    report: Path
     thumbnails: Sequence[CaptionedFigure]
     provenance: Provenance
 
 
-def _section(entry: PaperEntry, folder: Path) -> _Section:
+def _section(entry: PaperEntry) -> _Section:
     return _Section(
         paper=entry.paper,
         verdicts=entry.verdicts,
-        link=Path(os.path.relpath(entry.report, folder)).as_posix(),
+        report=entry.report,
         thumbnails=entry.figures[:_THUMBNAILS],
         provenance=provenance(entry.records),
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,19 +236,6 @@ def provenance(records: Iterable[Mapping[str, Any]]) -> Provenance:
 # ---- pictures -------------------------------------------------------------------------------------------------------
 
 
-def thumbnail_url(path: Path, *, width: int = 480) -> str:
-    """A png file, scaled down to ``width`` pixels and 64 colours, as a ``data:`` URL."""
-    from PIL import Image  # comes with matplotlib; only the page of all papers needs it
-
-    with Image.open(path) as image:
-        small = image.convert("RGB")
-    if small.width > width:
-        small = small.resize((width, round(small.height * width / small.width)), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.quantize(64, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
-    return _data_url(buffer.getvalue())
-
-
 def interval_picture(result: TestResult, *, width: int = 180, height: int = 22) -> Markup:
     """A test as inline SVG: interval, estimate, seeds (ticks) and bounds, on a scale of its own.
 
@@ -279,8 +265,13 @@ def interval_picture(result: TestResult, *, width: int = 180, height: int = 22) 
     )
 
 
-def template_environment() -> Environment:
-    """Jinja environment of the pages: everything is escaped unless it is Markup, undefined names are errors."""
+def template_environment(folder: Path) -> Environment:
+    """Jinja environment of the pages: everything is escaped unless it is Markup, undefined names are errors.
+
+    Args:
+        folder: where the page will be, from which figures and other pages are linked: copies of figures inside of pages
+            would make up most of a store that travels with the repository.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=lambda name: name is not None and ".html" in name,
@@ -296,13 +287,13 @@ def template_environment() -> Environment:
         "effect": effect,
         "inline": lambda text: Markup(_MARKDOWN.renderInline(text)),
         "interval_picture": interval_picture,
+        "link": lambda path: Path(os.path.relpath(path, folder)).as_posix(),
         "number": number,
         "reported": reported,
         "sample_size": sample_size,
         "seed_by_seed": seed_by_seed,
         "stated": stated,
         "t_interval": t_interval,
-        "thumbnail_url": thumbnail_url,
     }
     environment.globals |= {"symbols": SYMBOLS, "verdict_names": VERDICTS}
     return environment
@@ -349,7 +340,3 @@ def _machine(machine: Mapping[str, Any]) -> str:
     if "python" in machine:
         parts.append(f"Python {machine['python']}")
     return ", ".join(part for part in parts if part)
-
-
-def _data_url(content: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"

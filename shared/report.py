@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,16 +55,13 @@ def render_html(
         metrics: metrics table of the same scale.
         figures: shown in this order.
         records: what the stages recorded of their runs (:mod:`shared.stage`); may be empty.
-        folder: where the document will be, from which figures are linked: copies of them inside of it would make up
-            most of a store that travels with the repository.
+        folder: where the document will be, from which figures are linked.
 
     Raises:
         InputError: ``verdicts`` of another paper.
     """
-    environment = template_environment()
-    environment.filters["link"] = _links_from(folder)
     context = _context(paper, verdicts, metrics, figures, records)
-    return environment.get_template("report.html.j2").render(context)
+    return template_environment(folder).get_template("report.html.j2").render(context)
 
 
 def render_markdown(
@@ -78,8 +74,8 @@ def render_markdown(
     folder: Path,
 ) -> str:
     """The report as Markdown; arguments and errors as :func:`render_html`."""
-    environment = template_environment()
-    environment.filters |= {"cell": _cell, "link": _links_from(folder), "text": _text}
+    environment = template_environment(folder)
+    environment.filters |= {"cell": _cell, "text": _text}
     context = _context(paper, verdicts, metrics, figures, records)
     return environment.get_template("report.md.j2").render(context)
 
@@ -102,10 +98,6 @@ def write_report(
     for path, text in pages.items():
         with atomic_output(path) as partial:
             partial.write_text(text, encoding="utf-8")
-
-
-def _links_from(folder: Path) -> Callable[[Path], str]:
-    return lambda path: Path(os.path.relpath(path, folder)).as_posix()
 
 
 def result_tables(paper: Paper, metrics: pd.DataFrame) -> list[ResultTable]:
