@@ -20,8 +20,9 @@ from shared.data_order import generator_for
 from shared.diffusion.denoisers import Denoiser
 from shared.diffusion.samplers import EULER, HEUN, Churn, Solver, integrate
 
-NOISE, WARM_UP, TESTS, FAKES = 10, 11, 12, 13
-"""Streams of random numbers: first noise of the samples, of the warm-up, all later draws, samples for training."""
+NOISE, WARM_UP, TESTS, FAKES, RATIOS = 10, 11, 12, 13, 14
+"""Streams of random numbers: first noise of the samples, of the warm-up, all later draws, samples for training, noise
+on samples whose log ratios are told."""
 SOLVERS = {"heun": HEUN, "euler": EULER}
 
 

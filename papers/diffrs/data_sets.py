@@ -112,12 +112,13 @@ def read_prepared(folder: Path | None) -> dict[str, Tensor]:
 
 def save_judge(path: Path, model: Classifier, options: ClassifierOptions, shape: tuple[int, ...], classes: int) -> None:
     """Write a classifier in half precision, with what builds it."""
-    header = {"options": json.dumps(plain(options)), "shape": json.dumps(shape), "classes": json.dumps(classes)}
+    # One entry: safetensors writes several in random order.
+    header = json.dumps({"options": plain(options), "shape": shape, "classes": classes})
     weights = {
         name: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous()
         for name, value in model.state_dict().items()
     }
-    save_file(weights, path, metadata=header)
+    save_file(weights, path, metadata={"classifier": header})
 
 
 def load_judge(path: Path) -> Classifier:
@@ -128,7 +129,7 @@ def load_judge(path: Path) -> Classifier:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = {name: json.loads(text) for name, text in (file.metadata() or {}).items() if name != "format"}
+            header = json.loads(file.metadata()["classifier"])
         options = from_mapping(header["options"], ClassifierOptions, where=str(path))
         channels, size, _ = header["shape"]
         model = build_classifier(options, channels=channels, size=size, num_classes=header["classes"], seed=0)

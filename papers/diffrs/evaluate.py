@@ -28,14 +28,12 @@ from collections.abc import Sequence
 import pandas as pd
 from scipy import stats
 
-from papers.diffrs.methods import parse_run
+from papers.diffrs.methods import PUBLISHED, parse_run
 from shared.results import aggregate, metrics_table, write_metrics, write_units
 from shared.stage import Input, Output, run
 from shared.statistics import frontier_weights
 from shared.tables import read_table, write_table
 
-DEFAULT = "diffrs@percentile=0.75"
-"""The official percentile."""
 _RUN = ["setting", "method", "seed"]
 _LABELS = ["setting", "seed", "run", "hyperparameters", "seconds"]
 PRIMARY = ("frechet", "sliced_w2", "w1")
@@ -51,6 +49,7 @@ def evaluate(
     cost_counts: tuple[Input, ...],
     blocks: tuple[Input, ...],
     followed: tuple[Input, ...],
+    log_ratios: tuple[Input, ...],
     curves: tuple[Input, ...],
     exact: Input,
     denoisers: tuple[Input, ...] = (),
@@ -59,9 +58,10 @@ def evaluate(
     levels: Output,
     costs: Output,
     paths: Output,
+    ratios: Output,
     training: Output,
 ) -> None:
-    """Write the metrics and units tables; counts by level and by cost; followed requests; and the training curves."""
+    """Write tables of metrics, units, counts by level and cost, followed requests, log ratios, and training curves."""
     label = {"paper": paper, "scale": scale}
     measured = pd.concat([_table(runs), read_table(exact)], ignore_index=True)
     outliers = _table(blocks)
@@ -72,7 +72,8 @@ def evaluate(
     of_units = aggregate(unit_table).drop(columns=["wall_seconds", "cost", "paper", "scale"])
     values = pd.concat([rows, of_units], ignore_index=True).merge(spent[[*_RUN, "wall_seconds", "cost"]], on=_RUN)
     write_metrics(metrics, metrics_table(pd.concat([values, derived], ignore_index=True).assign(**label)))
-    for parts, output in ((level_counts, levels), (cost_counts, costs), (followed, paths)):
+    of_jobs = ((level_counts, levels), (cost_counts, costs), (followed, paths), (log_ratios, ratios))
+    for parts, output in of_jobs:
         write_table(output, _table(parts))
     networks = [_table(curves).assign(network="discriminator")]
     if denoisers:
@@ -119,7 +120,7 @@ def matching_rows(measured: pd.DataFrame) -> pd.DataFrame:
     for (setting, seed), group in measured.groupby(["setting", "seed"]):
         metric = "outliers" if group.get("outliers", pd.Series(dtype=float)).notna().all() else "frechet"
         curve = group[group["run"].str.startswith("final@") | (group["run"] == "base")].drop_duplicates(metric)
-        here = group[group["run"] == DEFAULT]
+        here = group[group["run"] == PUBLISHED]
         if len(curve) < 2 or here.empty:
             continue
         weights = frontier_weights(float(here[metric].iloc[0]), curve[metric], outside="nearest")

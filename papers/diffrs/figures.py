@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from safetensors.torch import load_file
 
-from papers.diffrs.evaluate import DEFAULT
-from papers.diffrs.methods import parse_run
+from papers.diffrs.methods import PUBLISHED, parse_run
 from papers.diffrs.options import PRIMARY
 from shared.plotting import draw_figure, line_with_band, method_styles, new_figure, point_style, seed_dots
 from shared.results import read_metrics
@@ -63,6 +62,7 @@ class Tables:
     levels: pd.DataFrame
     costs: pd.DataFrame
     paths: pd.DataFrame
+    ratios: pd.DataFrame
     training: pd.DataFrame
     grid: pd.DataFrame
     pictures: dict[str, dict[str, torch.Tensor]]
@@ -182,7 +182,7 @@ def levels(tables: Tables) -> Figure:
     settings = tables.settings(MAIN)
     figure, axes = new_figure(1, len(settings), width=3.4, height=2.6, sharey=True)
     for axis, setting in zip(axes[0], settings, strict=True):
-        names = ("diffrs@percentile=0.5", DEFAULT, "diffrs@percentile=0.9")
+        names = ("diffrs@percentile=0.5", PUBLISHED, "diffrs@percentile=0.9")
         for name, style in method_styles(names).items():
             rates = acceptance(tables.levels[(tables.levels["setting"] == setting) & (tables.levels["run"] == name)])
             if len(rates):
@@ -205,13 +205,37 @@ def acceptance(counts: pd.DataFrame) -> pd.DataFrame:
     return 1 - pushed.reindex_like(proposed).fillna(0) / proposed
 
 
+def ratios(tables: Tables) -> Figure:
+    """The discriminator's log ratio of data and of samples with noise of every level."""
+    settings = tables.settings(MAIN)
+    figure, axes = new_figure(1, len(settings), width=3.4, height=2.8)
+    colors = {"data": "#000000", "base": STYLES["base"]["color"], PUBLISHED: STYLES["diffrs"]["color"]}
+    for axis, setting in zip(axes[0], settings, strict=True):
+        of_setting = tables.ratios[tables.ratios["setting"] == setting]
+        for source, color in colors.items():
+            rows = of_setting[of_setting["source"] == source]
+            means = rows.groupby(["quantile", "level"])["log_ratio"].mean().unstack()
+            low, middle, high = (means.loc[quantile] for quantile in (0.05, 0.5, 0.95))
+            label = "data, held out" if source == "data" else LABELS[parse_run(source).method]
+            axis.plot(middle, color=color, label=label)
+            axis.fill_between(middle.index, low, high, color=color, alpha=0.15, linewidth=0)
+        axis.axhline(0, color="#767676", linestyle=":", linewidth=0.8)
+        axis.set(title=TITLES[setting], xlabel="noise level k (0: prior, last: data)")
+        axis.set_yscale("symlog", linthresh=1)
+    axes[0, 0].set(ylabel="log ratio of data to samples")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
 def pushbacks(tables: Tables) -> Figure:
     """From which level to which rejected proposals are pushed back, per request."""
     settings = tables.settings(MAIN)
     figure, axes = new_figure(1, len(settings), width=3.4, height=2.9)
     for axis, setting in zip(axes[0], settings, strict=True):
-        of_run = tables.levels[(tables.levels["setting"] == setting) & (tables.levels["run"] == DEFAULT)]
-        requests = tables.costs[(tables.costs["setting"] == setting) & (tables.costs["run"] == DEFAULT)]["count"].sum()
+        of_run = tables.levels[(tables.levels["setting"] == setting) & (tables.levels["run"] == PUBLISHED)]
+        of_costs = tables.costs[(tables.costs["setting"] == setting) & (tables.costs["run"] == PUBLISHED)]
+        requests = of_costs["count"].sum()
         size = int(of_run["origin"].max()) + 1
         share = np.full((size, size), np.nan)
         pushed = of_run[of_run["target"] >= 0].groupby(["origin", "target"])["count"].sum()
@@ -229,7 +253,7 @@ def requests(tables: Tables) -> Figure:
     settings = tables.settings(MAIN)
     figure, axes = new_figure(1, len(settings), width=3.4, height=2.5)
     for axis, setting in zip(axes[0], settings, strict=True):
-        names = ("diffrs@percentile=0.5", DEFAULT, "diffrs@percentile=0.9")
+        names = ("diffrs@percentile=0.5", PUBLISHED, "diffrs@percentile=0.9")
         for name, style in method_styles(names).items():
             rows = tables.costs[(tables.costs["setting"] == setting) & (tables.costs["run"] == name)]
             counts = rows.groupby("nfe")["count"].sum()
@@ -247,11 +271,11 @@ def requests(tables: Tables) -> Figure:
 def scatter(tables: Tables) -> Figure:
     """Samples of the ring."""
     pictures = tables.pictures["ring"]
-    shown = [name for name in ("data", "base", "restart", "dg", "final", DEFAULT) if name in pictures]
+    shown = [name for name in ("data", "base", "restart", "dg", "final", PUBLISHED) if name in pictures]
     figure, axes = new_figure(1, len(shown), width=1.75, height=2.0, sharex=True, sharey=True)
     for axis, name in zip(axes[0], shown, strict=True):
         points = pictures[name].float().numpy()
-        axis.plot(points[:, 0], points[:, 1], ".", color="#1f3b57", markersize=1.2, alpha=0.6)
+        axis.plot(points[:, 0], points[:, 1], ".", color="#1f3b57", markersize=1.2, alpha=0.6, rasterized=True)
         label = "data" if name == "data" else LABELS[parse_run(name).method]
         axis.set_title(label, fontsize=8)
         axis.set(aspect="equal", xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), xticks=(-1, 0, 1), yticks=(-1, 0, 1))
@@ -262,7 +286,7 @@ def images(tables: Tables) -> Figure:
     """Samples of images, a row for each method; a column starts from the same noise."""
     setting = tables.settings(("glyphs", "cifar10"))[0]
     pictures = tables.pictures[setting]
-    shown = [name for name in ("data", "base", "restart", "dg", "final", "best", DEFAULT) if name in pictures]
+    shown = [name for name in ("data", "base", "restart", "dg", "final", "best", PUBLISHED) if name in pictures]
     figure, axes = new_figure(len(shown), 1, width=6.6, height=0.5)
     for axis, name in zip(axes[:, 0], shown, strict=True):
         tiles = pictures[name][:16].permute(2, 0, 3, 1).numpy()
@@ -323,7 +347,7 @@ def tuning(tables: Tables) -> Figure:
 FIGURES: dict[str, Callable[[Tables], Figure]] = {
     function.__name__: function
     for function in (
-        quality, methods, few_steps, percentile, levels, pushbacks, requests, scatter, images, paths, tuning,
+        quality, methods, few_steps, percentile, levels, ratios, pushbacks, requests, scatter, images, paths, tuning,
     )
 }  # fmt: skip
 
@@ -335,6 +359,7 @@ def draw(
     levels: Input,
     costs: Input,
     paths: Input,
+    ratios: Input,
     training: Input,
     grid: Input,
     settings: tuple[str, ...],
@@ -348,6 +373,7 @@ def draw(
         levels=read_table(levels),
         costs=read_table(costs),
         paths=read_table(paths),
+        ratios=read_table(ratios),
         training=read_table(training),
         grid=read_table(grid),
         pictures={setting: load_file(path) for setting, path in zip(settings, pictures, strict=True)},

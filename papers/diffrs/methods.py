@@ -43,6 +43,8 @@ DEFAULTS: Mapping[str, Mapping[str, float]] = MappingProxyType(
     }
 )
 """Hyperparameters of every method; ``steps: 0`` are those of the setting."""
+PUBLISHED = "diffrs@percentile=0.75"
+"""DiffRS with the official percentile."""
 COUNTS = ("steps", "repeats", "nodes", "candidates")
 """Those that count something."""
 

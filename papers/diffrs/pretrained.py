@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
 from shared.diffusion.denoisers import NoisePredictionDenoiser
@@ -15,7 +14,7 @@ from shared.errors import InputError
 class NoisePredictor(nn.Module):
     """The output of diffusers' network as a tensor."""
 
-    def __init__(self, unet: UNet2DModel):
+    def __init__(self, unet: nn.Module):
         super().__init__()
         self.unet = unet
 
@@ -32,6 +31,8 @@ def load_pretrained(folder: Path) -> tuple[NoisePredictionDenoiser, tuple[int, .
     Raises:
         InputError: something is not there, or the network does not predict noise.
     """
+    from diffusers import DDPMScheduler, UNet2DModel  # takes seconds to import, and other denoisers do without
+
     parts = {name: folder / name if (folder / name).is_dir() else folder for name in ("unet", "scheduler")}
     try:
         unet = UNet2DModel.from_pretrained(parts["unet"])

@@ -11,14 +11,15 @@ from pathlib import Path
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from papers.diffrs.bench import FAKES, SOLVERS, Bench, Drawn
 from papers.diffrs.data_sets import as_pixels, like_data, mixture, reference_set, training_set
 from papers.diffrs.judges import OUTLIER_STDS, Judge, judge_of
-from papers.diffrs.methods import parse_run
+from papers.diffrs.log_ratios import log_ratio_quantiles
+from papers.diffrs.methods import PUBLISHED, parse_run
 from papers.diffrs.noise_schedule import edm_sigmas
 from papers.diffrs.options import DataOptions, SamplerOptions
 from papers.diffrs.paths import follow_requests
@@ -31,10 +32,10 @@ from shared.diffusion.training import build_discriminator, train_discriminator
 from shared.errors import InputError
 from shared.files import write_json
 from shared.run_by_run import FINISHED, RunFolders
-from shared.stage import Input, Output, State, make_deterministic, run
+from shared.stage import Input, Output, State, run
 from shared.tables import write_table
 
-TABLES = ("runs", "levels", "costs", "blocks", "paths", "curve")
+TABLES = ("runs", "levels", "costs", "blocks", "paths", "ratios", "curve")
 BLOCKS = 50
 """Parts of a run's samples whose shares of outliers are told one by one."""
 
@@ -69,6 +70,7 @@ def sample(
     costs: Output,
     blocks: Output,
     paths: Output,
+    ratios: Output,
     curves: Output,
     pictures: Output,
     discriminators: Output,
@@ -82,6 +84,7 @@ def sample(
     ``levels``: run, origin, target, count of proposals (target -1) and of push-backs from one level to another.
     ``costs``: run, nfe, count of requests that took so many evaluations since their last restart. ``blocks``: run,
     block, outliers, their share in each part of a ring's samples. ``paths``: those of :mod:`papers.diffrs.paths`.
+    ``ratios``: those of :mod:`papers.diffrs.log_ratios`, of data, base sampler and DiffRS with the official percentile.
     ``curves``: the discriminator's training. ``pictures``: some samples of every run of the first seed, and of the
     data, numbers as float16, images as uint8. ``discriminators``: weights, where they are kept.
     """
@@ -112,7 +115,7 @@ def sample(
     def columns(name: str) -> dict[str, object]:
         return {"setting": setting, "seed": int(name)}
 
-    for table, output in zip(TABLES, (runs, levels, costs, blocks, paths, curves), strict=True):
+    for table, output in zip(TABLES, (runs, levels, costs, blocks, paths, ratios, curves), strict=True):
         write_table(output, folders.gather(table, columns))
     (folders.folder(folders.names[0]) / "pictures.safetensors").rename(pictures)
     discriminators.mkdir()
@@ -126,8 +129,9 @@ def make_seed(
     job: _Job, seed: int, denoiser: nn.Module, shape: tuple[int, ...], folder: Path, *, is_first: bool
 ) -> None:
     """Everything of one seed: discriminator, runs, tables, and last that it is finished."""
-    make_deterministic(seed)
     accelerator, options = job.accelerator, job.options
+    accelerator.free_memory()  # a saved state holds all that was prepared: this seed's discriminator alone
+    set_seed(seed, device_specific=True)  # under accelerate every process draws its own noise
     sigmas = edm_sigmas(options.steps, options.sigma_min, options.sigma_max).to(accelerator.device)
     denoiser = denoiser.to(accelerator.device)
     bench = Bench(
@@ -145,15 +149,11 @@ def make_seed(
     reals = training_set(job.data, seed, job.prepared)
     network, records = make_discriminator(job, bench, reals, folder)
     bench = Bench(**{**vars(bench), "log_ratio": network})
-    judge = judge_of(
-        job.data,
-        reference_set(job.data, seed, job.prepared),
-        job.prepared,
-        options.judged,
-        accelerator.device,
-    )
-    tables, kept = make_runs(job, bench, judge)
+    references = reference_set(job.data, seed, job.prepared)
+    judge = judge_of(job.data, references, job.prepared, options.judged, accelerator.device)
+    tables, kept, told = make_runs(job, bench, judge)
     if accelerator.is_main_process:
+        tables["ratios"] = log_ratio_quantiles(bench, {"data": references[: options.judged], **told})
         tables["curve"] = pd.DataFrame(records)
         tables["paths"] = follow_requests(bench, options.followed if is_first else 0)
         for name in TABLES:
@@ -197,10 +197,15 @@ def make_discriminator(job: _Job, bench: Bench, reals: Tensor, folder: Path) -> 
     return accelerator.unwrap_model(trained, keep_fp32_wrapper=False), records
 
 
-def make_runs(job: _Job, bench: Bench, judge: Judge) -> tuple[dict[str, pd.DataFrame], dict[str, Tensor]]:
-    """Tables of all runs, and some samples of each; runs that come to the same are made once."""
+def make_runs(
+    job: _Job, bench: Bench, judge: Judge
+) -> tuple[dict[str, pd.DataFrame], dict[str, Tensor], dict[str, Tensor]]:
+    """Tables of all runs; some samples of each, to be kept; and more of those whose log ratios are told.
+
+    Runs that come to the same are made once.
+    """
     rows: list[dict[str, object]] = []
-    levels, costs, blocks, kept = [], [], [], {}
+    levels, costs, blocks, kept, told = [], [], [], {}, {}
     made: dict[tuple[object, ...], tuple[dict[str, object], Tensor, Drawn]] = {}
     for name in job.names:
         planned = parse_run(name)
@@ -211,17 +216,23 @@ def make_runs(job: _Job, bench: Bench, judge: Judge) -> tuple[dict[str, pd.DataF
         row, samples, drawn = made[key]
         rows.append({"run": name, **row})
         kept[name] = samples[: job.options.kept]
+        if name in ("base", PUBLISHED):
+            told[name] = samples[: job.options.judged]
         if job.data.kind == "ring":
             blocks.append(outlier_blocks(job.data, samples).assign(run=name))
         if drawn.details is not None:
             levels.append(level_table(drawn).assign(run=name))
             costs.append(cost_table(drawn).assign(run=name))
-    return {
-        "runs": pd.DataFrame(rows),
-        "levels": _joined(levels, ("run", "origin", "target", "count")),
-        "costs": _joined(costs, ("run", "nfe", "count")),
-        "blocks": _joined(blocks, ("run", "block", "outliers")),
-    }, kept
+    return (
+        {
+            "runs": pd.DataFrame(rows),
+            "levels": _joined(levels, ("run", "origin", "target", "count")),
+            "costs": _joined(costs, ("run", "nfe", "count")),
+            "blocks": _joined(blocks, ("run", "block", "outliers")),
+        },
+        kept,
+        told,
+    )
 
 
 def measured(job: _Job, bench: Bench, judge: Judge, name: str) -> tuple[dict[str, object], Tensor, Drawn]:

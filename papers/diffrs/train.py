@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 
 from papers.diffrs.data_sets import training_set
 from papers.diffrs.options import DataOptions
@@ -15,7 +16,7 @@ from shared.diffusion.options import DenoiserOptions
 from shared.diffusion.training import build_denoiser, train_denoiser
 from shared.files import write_json
 from shared.run_by_run import FINISHED, RunFolders
-from shared.stage import Input, Output, State, make_deterministic, run
+from shared.stage import Input, Output, State, run
 from shared.tables import write_table
 
 
@@ -56,7 +57,8 @@ def train_seed(
     folder: Path,
 ) -> None:
     """Train the denoiser of one seed; write it, its curve, and last that it is finished."""
-    make_deterministic(seed)
+    accelerator.free_memory()  # a saved state holds all that was prepared: this seed's network alone
+    set_seed(seed, device_specific=True)  # under accelerate every process draws its own noise
     clean = training_set(data, seed, prepared)
     network, records = train_denoiser(
         options,

@@ -1,5 +1,7 @@
 """DiffRS: judge and denoisers -> hyperparameters -> discriminators, samples and measurements -> tables -> report."""
 
+from dataclasses import replace
+
 from papers.diffrs.options import Scale
 from workflows.paper import open_paper
 
@@ -10,7 +12,7 @@ R, L = paper.results, paper.logs
 LAUNCH = paper.launcher(settings.processes)
 RESOURCES = paper.resources(settings.processes)
 FIGURES = settings.figures
-TABLES = ("runs", "levels", "costs", "blocks", "paths", "curves")
+TABLES = ("runs", "levels", "costs", "blocks", "paths", "ratios", "curves")
 
 
 def part_name(seeds):
@@ -72,11 +74,11 @@ def given(name, paths):
     return f"--{name} {' '.join(paths)}" if paths else ""
 
 
-def sample_arguments(wildcards):
+def sample_arguments(wildcards, **changes):
     """Arguments of the stage sample in a setting, without the names of runs."""
     setting, model = settings.settings[wildcards.setting], model_of(wildcards)
     pretrained = {"pretrained": model.pretrained} if model.pretrained else {}
-    options = (model.data, setting.sampler, setting.discriminator)
+    options = (model.data, replace(setting.sampler, **changes), setting.discriminator)
     return paper.stage("papers.diffrs.sample", *options, setting=wildcards.setting, **pretrained)["arguments"]
 
 
@@ -154,7 +156,8 @@ rule tune:
         record=f"{R}/records/tune-{{setting}}-seeds{{part}}.json",
     params:
         code=paper.stage("papers.diffrs.sample")["code"],
-        arguments=sample_arguments,
+        # Candidates are compared by number alone: no samples of theirs are looked at.
+        arguments=lambda wildcards: sample_arguments(wildcards, kept=0, followed=0, keep_discriminator=False),
         names=lambda wildcards: " ".join(settings.settings[wildcards.setting].candidates),
         seeds=lambda wildcards: wildcards.part.replace("_", " "),
         part="{part}",
@@ -245,7 +248,7 @@ rule evaluate:
     output:
         metrics=f"{R}/metrics.parquet",
         units=f"{R}/units.parquet",
-        **{name: f"{R}/{name}.parquet" for name in ("levels", "costs", "paths", "training")},
+        **{name: f"{R}/{name}.parquet" for name in ("levels", "costs", "paths", "ratios", "training")},
         record=f"{R}/records/evaluate.json",
     params:
         **paper.stage("papers.diffrs.evaluate", paper=paper.id, scale=paper.scale),
@@ -255,9 +258,11 @@ rule evaluate:
     cache: True
     shell:
         "python -m papers.diffrs.evaluate {params.arguments} --runs {input.runs} --level-counts {input.levels}"
-        " --cost-counts {input.costs} --blocks {input.blocks} --followed {input.paths} --curves {input.curves}"
-        " --exact {input.exact} {params.denoisers} --metrics {output.metrics} --units {output.units}"
-        " --levels {output.levels} --costs {output.costs} --paths {output.paths} --training {output.training}"
+        " --cost-counts {input.costs} --blocks {input.blocks} --followed {input.paths} --log-ratios {input.ratios}"
+        " --curves {input.curves} --exact {input.exact} {params.denoisers}"
+        " --metrics {output.metrics} --units {output.units}"
+        " --levels {output.levels} --costs {output.costs} --paths {output.paths} --ratios {output.ratios}"
+        " --training {output.training}"
         " --record {output.record} &> {log}"
 
 
@@ -268,6 +273,7 @@ rule figure:
         levels=f"{R}/levels.parquet",
         costs=f"{R}/costs.parquet",
         paths=f"{R}/paths.parquet",
+        ratios=f"{R}/ratios.parquet",
         training=f"{R}/training.parquet",
         grid=f"{R}/grid.parquet",
         pictures=[
@@ -286,7 +292,8 @@ rule figure:
     cache: True
     shell:
         "python -m papers.diffrs.figures {params.arguments} --metrics {input.metrics} --levels {input.levels}"
-        " --costs {input.costs} --paths {input.paths} --training {input.training} --grid {input.grid}"
+        " --costs {input.costs} --paths {input.paths} --ratios {input.ratios} --training {input.training}"
+        " --grid {input.grid}"
         " --settings {params.settings} --pictures {input.pictures} --png {output.png} --pdf {output.pdf}"
         " --record {output.record} &> {log}"
 

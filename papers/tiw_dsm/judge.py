@@ -64,9 +64,10 @@ def judge(
     )
     model = accelerator.unwrap_model(model).cpu().eval()
     if accelerator.is_main_process:
-        metadata = {"classifier": json.dumps(plain(options.classifier)), "network": json.dumps(network)}
+        # One entry: safetensors writes several in random order.
+        facts = json.dumps({"classifier": plain(options.classifier), "network": network})
         weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-        save_file(weights, classifier, metadata=metadata)
+        save_file(weights, classifier, metadata={"judge": facts})
     return {"accuracy": accuracy(predict_logits(model, test_set.images), test_set.labels)}
 
 
@@ -79,10 +80,10 @@ def labeled_glyphs(count: int, noise: float, generator: torch.Generator) -> Labe
 def open_judge(path: Path) -> Classifier:
     """The classifier that `judge` saved, in evaluation mode."""
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
+        facts = json.loads(file.metadata()["judge"])
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    options = from_mapping(json.loads(metadata["classifier"]), ClassifierOptions, where=f"{path}: classifier")
-    model = build_classifier(options, **json.loads(metadata["network"]), seed=0)
+    options = from_mapping(facts["classifier"], ClassifierOptions, where=f"{path}: classifier")
+    model = build_classifier(options, **facts["network"], seed=0)
     model.load_state_dict(weights)
     return model.eval().requires_grad_(False)
 

@@ -7,6 +7,7 @@ generator, and draws the same numbers.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from shared.data_order import generator_for
 from shared.diffusion.denoisers import lognormal_sigmas, per_sample
 from shared.diffusion.networks import LOWEST_SIGMA, discriminator_loss, discriminator_sigmas
 from shared.diffusion.training import build_denoiser, build_discriminator, train_discriminator
-from shared.t2i.model import RunningMean
+from shared.files import write_json
 from shared.training import adamw, fit
 
 HELD_OUT_DRAWS = 32
@@ -77,7 +78,8 @@ def choose_lengths(
 ) -> list[Length]:
     """Every candidate's loss on held-out samples, for both discriminators; the smallest is selected, for each its own.
 
-    One training goes on from candidate to candidate, on what is not held out.
+    One training goes on from candidate to candidate, on what is not held out. Every loss is written down at once: a job
+    that is killed later on has no weights of that moment any more, only the training's last state.
     """
     share = options.ratio.ratio_held_out
     (reference, held_reference), (biased, held_biased) = (
@@ -87,6 +89,10 @@ def choose_lengths(
     for name in ("noisy", "clean"):
         losses = {}
         for steps in options.ratio.ratio_candidates:
+            path = checkpoints / f"candidates-{name}" / f"loss-{steps}.json"
+            if path.exists():
+                losses[steps] = json.loads(path.read_text(encoding="utf-8"))
+                continue
             logit = _train_discriminator(
                 options,
                 name,
@@ -99,6 +105,9 @@ def choose_lengths(
                 checkpoint_every=options.ratio.ratio_candidates[0],
             )
             losses[steps] = held_out_loss(logit, held_reference, held_biased, noisy=name == "noisy", seed=seed)
+            if accelerator.is_main_process:
+                write_json(path, losses[steps])
+            accelerator.wait_for_everyone()
         best = min(losses, key=losses.get)
         lengths += [Length(name, steps, loss, steps == best) for steps, loss in losses.items()]
     return lengths
@@ -249,10 +258,12 @@ def make_batch(options: TrainOptions, problem: Problem, numbers: np.ndarray) -> 
 
 def _follow(
     members: nn.Module, optimizer: torch.optim.Optimizer, options: TrainOptions, accelerator: Accelerator
-) -> RunningMean | None:
+) -> nn.Module | None:
     """A running mean of the weights that every step of the optimizer updates, saved with accelerate's states."""
     if options.denoiser.ema_decay is None:
         return None
+    from shared.t2i.model import RunningMean  # imports diffusers, which takes seconds
+
     mean = accelerator.prepare_model(RunningMean(members, options.denoiser.ema_decay), evaluation_mode=True)
     optimizer.register_step_post_hook(lambda *_: accelerator.unwrap_model(mean).update(members))
     return accelerator.unwrap_model(mean)

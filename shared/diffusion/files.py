@@ -23,7 +23,9 @@ def save_denoiser(path: Path, denoiser: EdmDenoiser, options: DenoiserOptions, s
         sample_shape: of one sample.
     """
     weights = {name: value.detach().cpu().half().contiguous() for name, value in denoiser.state_dict().items()}
-    save_file(weights, path, metadata={"options": json.dumps(plain(options)), "shape": json.dumps(sample_shape)})
+    # One entry: safetensors writes several in random order.
+    header = json.dumps({"options": plain(options), "shape": sample_shape})
+    save_file(weights, path, metadata={"denoiser": header})
 
 
 def load_denoiser(path: Path) -> tuple[EdmDenoiser, tuple[int, ...]]:
@@ -34,7 +36,7 @@ def load_denoiser(path: Path) -> tuple[EdmDenoiser, tuple[int, ...]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = {name: json.loads(text) for name, text in (file.metadata() or {}).items() if name != "format"}
+            header = json.loads(file.metadata()["denoiser"])
         shape = tuple(header["shape"])
         denoiser = build_denoiser(from_mapping(header["options"], DenoiserOptions, where=str(path)), shape, seed=0)
         denoiser.load_state_dict(load_file(path))

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from shared.diffusion.noise_levels import importance_sampled_vp_time, vp_to_sigma
@@ -88,6 +87,8 @@ class UNetImage(nn.Module):
         attention: bool = False,
     ):
         super().__init__()
+        from diffusers import UNet2DModel  # takes seconds to import, and MLPs do without
+
         deeper = len(channels) - 1
         kind = "Attn" if attention else ""
         self.unet = UNet2DModel(

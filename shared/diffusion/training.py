@@ -19,7 +19,6 @@ from shared.diffusion.networks import (
     discriminator_sigmas,
 )
 from shared.diffusion.options import DenoiserOptions, DiscriminatorOptions
-from shared.t2i.model import RunningMean
 from shared.training import adamw, fit
 
 Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -109,6 +108,8 @@ def train_denoiser(
     training = options.training
     optimizer = adamw(denoiser, training.learning_rate, weight_decay=training.weight_decay)
     if options.ema_decay is not None:
+        from shared.t2i.model import RunningMean  # imports diffusers, which takes seconds
+
         mean = accelerator.prepare_model(RunningMean(denoiser, options.ema_decay), evaluation_mode=True)
         optimizer.register_step_post_hook(lambda *_: accelerator.unwrap_model(mean).update(denoiser))
     model, records = fit(

@@ -23,7 +23,7 @@ JUDGE = JudgeOptions(
 DENOISER = DenoiserOptions(TRAINING, log_sigma_std=1.5, widths=(8, 8))
 DISCRIMINATOR = DiscriminatorOptions(TRAINING, width=8, depth=1)
 SAMPLER = SamplerOptions(steps=4, samples=50, warm_up=40, fakes=64, judged=40, kept=16, followed=2, slots=30)
-TABLES = ("runs", "levels", "costs", "blocks", "paths", "curves")
+TABLES = ("runs", "levels", "costs", "blocks", "paths", "ratios", "curves")
 
 
 def command_line(*options, **values) -> list[str]:

@@ -106,15 +106,15 @@ def test_from_data_to_figures(trained, tmp_path):
           runs=tmp_path / "exact.parquet")  # fmt: skip
     jobs = [tmp_path / name for name in ("ring", "ring-ddim", "glyphs")]
     inputs = {"runs": "runs", "level_counts": "levels", "cost_counts": "costs", "blocks": "blocks",
-              "followed": "paths", "curves": "curves"}  # fmt: skip
-    written = ("metrics", "units", "levels", "costs", "paths", "training")
+              "followed": "paths", "log_ratios": "ratios", "curves": "curves"}  # fmt: skip
+    written = ("metrics", "units", "levels", "costs", "paths", "ratios", "training")
     start("evaluate", paper="diffrs", scale="smoke", exact=tmp_path / "exact.parquet",
           denoisers=[trained / "ring.parquet", trained / "glyphs.parquet"],
           **{name: [job / f"{table}.parquet" for job in jobs] for name, table in inputs.items()},
           **{name: tmp_path / f"{name}.parquet" for name in written})  # fmt: skip
     check_tables(tmp_path)
 
-    tables = {name: tmp_path / f"{name}.parquet" for name in ("levels", "costs", "paths", "training", "grid")}
+    tables = {name: tmp_path / f"{name}.parquet" for name in ("levels", "costs", "paths", "ratios", "training", "grid")}
     pictures = {job.name: load_file(job / "pictures.safetensors") for job in jobs}
     drawn_from = figures.Tables(
         metrics=read_metrics(tmp_path / "metrics.parquet"),
@@ -303,39 +303,53 @@ def test_samples_that_explode_are_told(trained, tmp_path):
               denoisers=trained / "ring", **outputs(tmp_path))  # fmt: skip
 
 
-# Ends its own process after the given number of finished seeds; -1: never.
-KILLED = """
-import os, signal, sys
-import torch
-from papers.diffrs import sample
-from shared.stage import run
-torch.set_num_threads(1)
-last, original = int(sys.argv[1]), sample.make_runs
-def make_runs(job, bench, judge):
-    if bench.seed == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(job, bench, judge)
-sample.make_runs = make_runs
-run(sample.sample, sys.argv[2:])
-"""
+class Killed(BaseException):
+    """Stands for the end of the process: nothing of the stage catches it."""
 
 
-@pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, reason="a job killed after a discriminator's training resumes with another discriminator: to be mended"
-)
-def test_a_killed_job_resumes_to_the_same_bytes(trained, tmp_path):
-    names, contents = ("base", "dg", "diffrs"), []
-    for kills, folder in (((), tmp_path / "whole"), ((1,), tmp_path / "resumed")):
-        arguments = command_line(RING, SAMPLER, DISCRIMINATOR, setting="ring", seeds=(0, 1), names=names,
-                                 denoisers=trained / "ring", **outputs(folder))  # fmt: skip
-        for last in (*kills, -1):
-            command = [sys.executable, "-c", KILLED, str(last), *arguments]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-            assert (done.returncode == 0) == (last == -1), done.stderr
+def kill_once(monkeypatch, module, name: str, *, call: int) -> None:
+    """Let a function of a stage end the stage at its call of that number, and work as before later on."""
+    original, calls = getattr(module, name), []
+
+    def function(*arguments, **values):
+        calls.append(name)
+        if len(calls) == call:
+            raise Killed
+        return original(*arguments, **values)
+
+    monkeypatch.setattr(module, name, function)
+
+
+@pytest.mark.parametrize("place", ["make_runs", "build_discriminator", "write_json"])
+def test_killed_sampling_resumes_to_the_same_bytes(trained, tmp_path, monkeypatch, place):
+    """Killed in the second seed: before its discriminator is trained, after that, and when it is all but finished."""
+    contents = []
+    for folder in (tmp_path / "whole", tmp_path / "resumed"):
+        arguments = (RING, replace(SAMPLER, keep_discriminator=True), DISCRIMINATOR)
+        values = {"setting": "ring", "seeds": (0, 1), "names": ("base", "dg", "diffrs"), "denoisers": trained / "ring"}
+        if folder.name == "resumed":
+            kill_once(monkeypatch, sample, place, call=2)
+            with pytest.raises(Killed):
+                start("sample", *arguments, **values, **outputs(folder))
+            assert not (folder / "runs.parquet").exists()
+        start("sample", *arguments, **values, **outputs(folder))
         tables = [read_table(folder / f"{name}.parquet").drop(columns="seconds", errors="ignore") for name in TABLES]
-        contents.append([table.to_csv() for table in tables] + [(folder / "pictures.safetensors").read_bytes()])
+        files = [folder / "pictures.safetensors", *sorted((folder / "discriminators").iterdir())]
+        contents.append([table.to_csv() for table in tables] + [path.read_bytes() for path in files])
     assert contents[0] == contents[1]
+
+
+def test_killed_training_resumes_to_the_same_bytes(trained, tmp_path, monkeypatch):
+    """Killed between the last saved state of the second seed's training and its end."""
+    kill_once(monkeypatch, train, "save_denoiser", call=2)
+    values = {"model": "ring", "seeds": (0, 1, 100), "denoisers": tmp_path / "ring", "curves": tmp_path / "c.parquet"}
+    with pytest.raises(Killed):
+        start("train", RING, DENOISER, **values, state=tmp_path / "state")
+    start("train", RING, DENOISER, **values, state=tmp_path / "state")
+    for seed in (0, 1, 100):
+        name = f"ring/seed{seed}.safetensors"
+        assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
+    assert read_table(tmp_path / "c.parquet").equals(read_table(trained / "ring.parquet"))
 
 
 @pytest.mark.slow
