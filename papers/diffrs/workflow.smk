@@ -74,12 +74,23 @@ def given(name, paths):
     return f"--{name} {' '.join(paths)}" if paths else ""
 
 
-def sample_arguments(wildcards, **changes):
+def stage_arguments(wildcards, sampler):
     """Arguments of the stage sample in a setting, without the names of runs."""
     setting, model = settings.settings[wildcards.setting], model_of(wildcards)
     pretrained = {"pretrained": model.pretrained} if model.pretrained else {}
-    options = (model.data, replace(setting.sampler, **changes), setting.discriminator)
+    options = (model.data, sampler, setting.discriminator)
     return paper.stage("papers.diffrs.sample", *options, setting=wildcards.setting, **pretrained)["arguments"]
+
+
+def sample_arguments(wildcards):
+    """Those of the reported seeds."""
+    return stage_arguments(wildcards, settings.settings[wildcards.setting].sampler)
+
+
+def tune_arguments(wildcards):
+    """Those of the tuning seed: candidates are compared by number alone, no samples of theirs are kept."""
+    sampler = settings.settings[wildcards.setting].sampler
+    return stage_arguments(wildcards, replace(sampler, kept=0, followed=0, keep_discriminator=False))
 
 
 def sampled(folder):
@@ -156,8 +167,7 @@ rule tune:
         record=f"{R}/records/tune-{{setting}}-seeds{{part}}.json",
     params:
         code=paper.stage("papers.diffrs.sample")["code"],
-        # Candidates are compared by number alone: no samples of theirs are looked at.
-        arguments=lambda wildcards: sample_arguments(wildcards, kept=0, followed=0, keep_discriminator=False),
+        arguments=tune_arguments,
         names=lambda wildcards: " ".join(settings.settings[wildcards.setting].candidates),
         seeds=lambda wildcards: wildcards.part.replace("_", " "),
         part="{part}",
