@@ -12,6 +12,7 @@ from papers.diffrs.bench import NOISE, Bench
 from papers.diffrs.evaluate import matching_rows, rank_correlation, spearman_rows
 from papers.diffrs.exact import cases, judge_of
 from papers.diffrs.judges import number_judge, ring_judge
+from papers.diffrs.log_ratios import QUANTILES, log_ratio_quantiles
 from papers.diffrs.methods import parse_run
 from papers.diffrs.noise_schedule import edm_sigmas
 from papers.diffrs.paths import follow_requests
@@ -107,6 +108,20 @@ def test_followed_requests_are_pushed_back_by_single_levels():
     ends = table[table["kind"] == "without"][["x", "y"]].to_numpy()
     assert np.isfinite(ends).all() and (np.hypot(*ends.T) < 3).all()
     assert follow_requests(BENCH, 0).empty
+
+
+def test_log_ratios_part_where_the_noise_ends():
+    """By the exact ratio, data and the model's samples part more and more as the noise decreases."""
+    generator = torch.Generator().manual_seed(0)
+    sets = {"data": DATA.sample(4000, generator)[0], "base": MODEL.sample(4000, generator)[0]}
+    table = log_ratio_quantiles(BENCH, sets)
+    assert len(table) == 2 * 7 * len(QUANTILES)
+    median = table[table["quantile"] == 0.5].pivot(index="level", columns="source", values="log_ratio")
+    gap = median["data"] - median["base"]
+    assert abs(gap[0]) < 0.05 and gap.is_monotonic_increasing and gap[6] > 0.5
+    last = table.query("level == 6 and source == 'base'")["log_ratio"]
+    told = log_ratio(sets["base"], torch.zeros(4000)).double().quantile(torch.tensor(QUANTILES).double())
+    assert last.tolist() == pytest.approx(told.tolist(), abs=1e-4)
 
 
 def test_a_ring_is_judged_by_its_density():

@@ -81,7 +81,7 @@ def trained(tmp_path_factory) -> Path:
     return folder
 
 
-def test_from_data_to_figures(trained, tmp_path):
+def test_from_data_to_figures(trained, tmp_path, monkeypatch):
     start("sample", RING, SAMPLER, DISCRIMINATOR, setting="ring", seeds=100, names=CANDIDATES,
           denoisers=trained / "ring", **outputs(tmp_path / "tuning"))  # fmt: skip
     start("select", runs=tmp_path / "tuning/runs.parquet", selection=tmp_path / "selection.json",
@@ -102,6 +102,7 @@ def test_from_data_to_figures(trained, tmp_path):
           denoisers=trained / "glyphs", prepared=trained / "prepared", **outputs(tmp_path / "glyphs"))  # fmt: skip
     check_runs(tmp_path, selected)
 
+    monkeypatch.setattr(exact, "REFERENCES", 500)
     start("exact", ExactOptions(exact_samples=60, exact_steps=12, exact_runs=("base", *RUNS[-3:])), seeds=(0, 1),
           runs=tmp_path / "exact.parquet")  # fmt: skip
     jobs = [tmp_path / name for name in ("ring", "ring-ddim", "glyphs")]
@@ -320,23 +321,28 @@ def kill_once(monkeypatch, module, name: str, *, call: int) -> None:
     monkeypatch.setattr(module, name, function)
 
 
-@pytest.mark.parametrize("place", ["make_runs", "build_discriminator", "write_json"])
-def test_killed_sampling_resumes_to_the_same_bytes(trained, tmp_path, monkeypatch, place):
+def sample_two_seeds(denoisers: Path, folder: Path) -> list[object]:
+    """Everything that sampling writes, but for its times."""
+    start("sample", RING, replace(SAMPLER, keep_discriminator=True), DISCRIMINATOR, setting="ring", seeds=(0, 1),
+          names=("base", "dg", "diffrs"), denoisers=denoisers, **outputs(folder))  # fmt: skip
+    tables = [read_table(folder / f"{name}.parquet").drop(columns="seconds", errors="ignore") for name in TABLES]
+    files = [folder / "pictures.safetensors", *sorted((folder / "discriminators").iterdir())]
+    return [table.to_csv() for table in tables] + [path.read_bytes() for path in files]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(trained, tmp_path_factory) -> list[object]:
+    return sample_two_seeds(trained / "ring", tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.mark.parametrize("place", ["build_discriminator", "make_runs", "write_json"])
+def test_killed_sampling_resumes_to_the_same_bytes(trained, undisturbed, tmp_path, monkeypatch, place):
     """Killed in the second seed: before its discriminator is trained, after that, and when it is all but finished."""
-    contents = []
-    for folder in (tmp_path / "whole", tmp_path / "resumed"):
-        arguments = (RING, replace(SAMPLER, keep_discriminator=True), DISCRIMINATOR)
-        values = {"setting": "ring", "seeds": (0, 1), "names": ("base", "dg", "diffrs"), "denoisers": trained / "ring"}
-        if folder.name == "resumed":
-            kill_once(monkeypatch, sample, place, call=2)
-            with pytest.raises(Killed):
-                start("sample", *arguments, **values, **outputs(folder))
-            assert not (folder / "runs.parquet").exists()
-        start("sample", *arguments, **values, **outputs(folder))
-        tables = [read_table(folder / f"{name}.parquet").drop(columns="seconds", errors="ignore") for name in TABLES]
-        files = [folder / "pictures.safetensors", *sorted((folder / "discriminators").iterdir())]
-        contents.append([table.to_csv() for table in tables] + [path.read_bytes() for path in files])
-    assert contents[0] == contents[1]
+    kill_once(monkeypatch, sample, place, call=2)
+    with pytest.raises(Killed):
+        sample_two_seeds(trained / "ring", tmp_path)
+    assert not (tmp_path / "runs.parquet").exists() and (tmp_path / "state/0/finished.json").exists()
+    assert sample_two_seeds(trained / "ring", tmp_path) == undisturbed
 
 
 def test_killed_training_resumes_to_the_same_bytes(trained, tmp_path, monkeypatch):

@@ -74,6 +74,22 @@ def test_the_same_bytes_twice(ran, tmp_path):
     }
 
 
+def test_a_killed_job_resumes_to_the_same_bytes(ran, tmp_path, monkeypatch):
+    """Killed when all is trained, and nothing is measured."""
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("papers.tiw_dsm.train.measure_arms", killed)
+        run_train(tmp_path / "again")
+    assert not (tmp_path / "again/drawn").exists()
+    again, _ = run_train(tmp_path / "again")
+    assert {name: checksum(path) for name, path in again.items()} == {
+        name: checksum(path) for name, path in ran[0].items()
+    }
+
+
 def test_arms_that_share_a_denoiser_are_trained_once():
     arms = [parse_arm(name) for name in ("dsm_obs", "tiw", "guidance", "tiw@50")]
     assert [arm.name for arm in distinct_trainings(arms)] == ["dsm_obs", "tiw", "tiw@50"]

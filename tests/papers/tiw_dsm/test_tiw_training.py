@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from tiw_cases import TINY, TINY_IMAGES
 
+from papers.tiw_dsm import training
 from papers.tiw_dsm.data import draw_problem
 from papers.tiw_dsm.members import build_members
 from papers.tiw_dsm.methods import parse_arm
@@ -109,6 +110,26 @@ def test_a_candidate_goes_on_from_the_one_before(tmp_path):
     for name in ("noisy", "clean"):
         own = [each for each in lengths if each.discriminator == name]
         assert [each for each in own if each.selected] == [min(own, key=lambda each: each.held_out_loss)]
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+def test_a_choice_that_is_killed_comes_to_the_same(tmp_path, monkeypatch, call):
+    """Killed when a candidate of two for each discriminator has been trained, and its loss is to be measured."""
+    undisturbed = choose_lengths(TINY, PROBLEM, seed=0, accelerator=Accelerator(cpu=True), checkpoints=tmp_path / "a")
+    calls = []
+
+    def killed(*arguments, **values):
+        calls.append(arguments)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return held_out_loss(*arguments, **values)
+
+    monkeypatch.setattr(training, "held_out_loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        choose_lengths(TINY, PROBLEM, seed=0, accelerator=Accelerator(cpu=True), checkpoints=tmp_path / "b")
+    for _ in range(2):  # the second time nothing is left to do
+        resumed = choose_lengths(TINY, PROBLEM, seed=0, accelerator=Accelerator(cpu=True), checkpoints=tmp_path / "b")
+        assert resumed == undisturbed
 
 
 def test_held_out_loss_of_known_logits():
