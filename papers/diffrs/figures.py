@@ -11,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter, SymmetricalLogLocator
 from safetensors.torch import load_file
 
 from papers.diffrs.methods import PUBLISHED, parse_run
@@ -218,10 +219,15 @@ def ratios(tables: Tables) -> Figure:
             low, middle, high = (means.loc[quantile] for quantile in (0.05, 0.5, 0.95))
             label = "data, held out" if source == "data" else LABELS[parse_run(source).method]
             axis.plot(middle, color=color, label=label)
-            axis.fill_between(middle.index, low, high, color=color, alpha=0.15, linewidth=0)
+            for bound in (low, high):
+                axis.plot(bound, color=color, linestyle="--", linewidth=0.9)
         axis.axhline(0, color="#767676", linestyle=":", linewidth=0.8)
         axis.set(title=TITLES[setting], xlabel="noise level k (0: prior, last: data)")
-        axis.set_yscale("symlog", linthresh=1)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if axis.get_ylim()[0] < -3:
+            axis.set_yscale("symlog", linthresh=1)
+            axis.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes[0, 0].set(ylabel="log ratio of data to samples")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
