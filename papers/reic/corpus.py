@@ -1,20 +1,19 @@
 """A procedural corpus in CodRED's layouts, whose gold evidence is known.
 
 A relation is a *pair* of classes: the head's document holds a trigger word of class a, the tail's one of class b, and
-the
-relation is P(a, b): each document alone decides only half of it. A document is a row of short sentences:
+the relation is P(a, b): each document alone decides only half of it. A document is a row of short sentences:
 
     target        the target entity's first mention, with a bridge entity in half of the cases; never a trigger
-    evidence      a trigger of the right class and the bridge that connects the two documents, often the target too
+    evidence      a trigger of the right class, the bridge that connects the two documents, and the target
     negative      a trigger of a random class with two entities that the other document does not know
-    distractor    another bridge, in part of them with the target; no trigger
+    distractor    another bridge and the target; no trigger
     mention       the target entity with filler
     filler        nothing
 
 The paths that are n/a lack evidence in the head's document, the tail's, or both, where a negative and a distractor with
 the connecting bridge take its place; or their evidence is there but connects by different bridges. So neither the
-length
-of a document nor the number of triggers, bridges or target mentions in it gives the label away, but for one filler.
+length of a document nor the number of triggers, bridges or target mentions in it gives the label away, but for one
+filler.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """Frozen embeddings of a document's blocks, which the selector looks at.
 
 z_tgt is the output for "[CLS] s_tgt", z_m that for "[CLS] s_a [SEP] s_b" with the candidate and the target block in
-their
-order of appearance. Markers are not shown to the encoder, but for those of bridges in z_tgt's input. The encoder is
-never
-trained, so that embeddings are computed once: `write_embeddings` keeps them by a hash of what they depend on.
+their order of appearance. Markers are not shown to the encoder, but for those of bridges in z_tgt's input. The encoder
+is never trained, so that embeddings are computed once: `write_embeddings` keeps them by a hash of what they depend on.
 """
 
 from __future__ import annotations

@@ -33,9 +33,9 @@ LABELS = {
 }
 STYLES = method_styles(list(LABELS))
 SETTINGS = {
-    "end_to_end/dense": "end-to-end, 4 distractors",
+    "end_to_end/dense": "end-to-end, 3 distractors",
     "end_to_end/sparse": "end-to-end, 1 distractor",
-    "ecrim/dense": "ECRIM-like, 4 distractors",
+    "ecrim/dense": "ECRIM-like, 3 distractors",
 }
 MAIN = "end_to_end/dense"
 CONTROLS = ("reic", "reic_stateless", "reic_cold", "reic_shuffled", "reic_frozen", "random")

@@ -34,9 +34,10 @@ class CorpusOptions:
     """Share of pairs with a relation."""
     adjacent: float = 0.2
     """Share of documents whose evidence is put beside the target; elsewhere it is put anywhere."""
-    evidence_names_target: float = 0.6
-    """Share of evidence sentences with the target entity."""
-    distractor_names_target: float = 0.35
+    evidence_names_target: float = 1.0
+    """Share of evidence sentences with the target entity. Where it equals the distractors' share, the bridge filter
+    cannot tell evidence from distractors by it."""
+    distractor_names_target: float = 1.0
     """Share of distractors with the target entity."""
     distant_documents: int = 20
     """Documents with a relation of their own, in the file of distant documents."""

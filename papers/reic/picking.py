@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class TextMaker:
     options: InputOptions
     tokenizer: PreTrainedTokenizerBase
 
-    @property
+    @cached_property
     def marker_ids(self) -> list[tuple[int, int]]:
         """Opening and closing marker of every kind."""
         pairs = (*TARGET_MARKERS.values(), *BRIDGE_MARKERS)

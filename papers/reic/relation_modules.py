@@ -7,10 +7,8 @@ paths of a bag together, for each class c by itself: alpha_{p,c} = softmax over 
 W_c sum_p alpha_{p,c} e_p + b_c. Loss: cross-entropies of bags and of paths, n/a weighted.
 
 **ECRIM-like**. Vectors of entities (first target mentions, bridges; maximum over their tokens) of all paths of a bag
-make
-a pair matrix r_ij = relu(L relu(U e_i + V e_j)); a transformer runs over its cells; path logits come from the cell
-(head
-of p, tail of p), bag logits are their maximum over paths. Loss: with thresholds, for a path with label y,
+make a pair matrix r_ij = relu(L relu(U e_i + V e_j)); a transformer runs over its cells; path logits come from the cell
+(head of p, tail of p), bag logits are their maximum over paths. Loss: with thresholds, for a path with label y,
 log(e^10 + sum_{c != y} e^{l_c}) + log(e^-8 + e^{-l_y}) - 2.
 """
 

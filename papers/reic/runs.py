@@ -1,6 +1,6 @@
-"""One run from its name to its tables.
+"""From the names of runs to their tables.
 
-Tables of a run; the stages add the columns method, setting and seed:
+Tables of a run, to which `make_runs` adds the columns method, setting and seed:
 
 ``summary``    metric, value: f1, auc, mean_precision, p@<k> of all (pair, relation); accuracy of bags; recall and
                precision of gold evidence, and both_found, whether both documents' evidence is shown whole
@@ -33,7 +33,7 @@ from papers.reic.options import TrainOptions
 from papers.reic.picking import Heuristic, Shown, TextMaker
 from papers.reic.training import BagTexts, Evaluation, Problem, Training
 from shared.files import write_json
-from shared.run_by_run import FINISHED
+from shared.run_by_run import FINISHED, RunFolders
 from shared.tables import write_table
 
 TABLES = ("summary", "units", "history", "curve", "by_picks", "distances", "examples")
@@ -52,6 +52,41 @@ SMALL_TYPES = {
         ("loss", "reward", "recall", "surprise", "selector_grad_norm", "precision", "f1", "auc"), "float32"
     ),
 }
+
+
+def make_runs(
+    names: Sequence[str],
+    problem: Problem,
+    common: TrainOptions,
+    selected: Mapping[str, Mapping[str, str]],
+    seed: int,
+    accelerator: Accelerator,
+    state: Path,
+    ranks: Sequence[int],
+    paths: Mapping[str, Path],
+) -> dict[str, dict[str, float]] | None:
+    """Make runs one after another, and write the tables of all below each other; returns their times.
+
+    Args:
+        names: of the runs.
+        problem, common, selected, seed, accelerator, ranks: as in `make_run`.
+        state: the stage's folder; finished runs in it are not made again.
+        paths: where each of the `TABLES` goes.
+    """
+    folders = RunFolders(state, names)
+    for name, folder in folders.unfinished():
+        make_run(parse_run(name), problem, common, selected, seed, accelerator, folder, ranks)
+    if not accelerator.is_main_process:
+        return None
+
+    def columns(name: str) -> dict[str, object]:
+        parsed = parse_run(name)
+        return {"method": parsed.label, "setting": parsed.setting, "seed": seed}
+
+    for table, path in paths.items():
+        frame = folders.gather(table, columns)
+        write_table(path, frame.astype({name: kind for name, kind in SMALL_TYPES.items() if name in frame}))
+    return {"seconds": {name: record["seconds"] for name, record in folders.records().items()}}
 
 
 def make_run(

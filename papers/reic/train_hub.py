@@ -11,12 +11,9 @@ from papers.reic.document_store import DocumentStore
 from papers.reic.documents import PathReader, intra_document_texts
 from papers.reic.embed import open_hub_encoder, open_tokenizer
 from papers.reic.embeddings import StoredEmbeddings
-from papers.reic.methods import parse_run
 from papers.reic.options import HubOptions, TrainOptions
-from papers.reic.runs import TABLES, make_run
-from papers.reic.train import gather_runs
+from papers.reic.runs import TABLES, make_runs
 from papers.reic.training import BagTexts, Problem
-from shared.run_by_run import RunFolders
 from shared.stage import Input, Output, State, run
 
 
@@ -29,7 +26,6 @@ def train_hub(
     ranks: tuple[int, ...],
     store: Input,
     embeddings: Input,
-    distant: Input,
     summary: Output,
     units: Output,
     history: Output,
@@ -42,11 +38,8 @@ def train_hub(
     """Make the runs one after another."""
     paths = dict(zip(TABLES, (summary, units, history, curve, by_picks, distances, examples), strict=True))
     accelerator = Accelerator(mixed_precision=options.mixed_precision)
-    problem = open_codred(options, hub, store, embeddings, distant, accelerator, seed)
-    folders = RunFolders(state, runs)
-    for name, folder in folders.unfinished():
-        make_run(parse_run(name), problem, options, {}, seed, accelerator, folder, ranks)
-    return gather_runs(folders, seed, paths, accelerator)
+    problem = open_codred(options, hub, store, embeddings, accelerator, seed)
+    return make_runs(runs, problem, options, {}, seed, accelerator, state, ranks, paths)
 
 
 def open_codred(
@@ -54,7 +47,6 @@ def open_codred(
     hub: HubOptions,
     store: Path,
     embeddings: Path,
-    distant: Path,
     accelerator: Accelerator,
     seed: int,
 ) -> Problem:
@@ -75,6 +67,7 @@ def open_codred(
         }
         class_of = {int(name[1:]): index for index, name in enumerate(relations) if index}
         budgets = (options.inputs.head_budget, options.inputs.tail_budget)
+        distant = folder / codred.DISTANT_FILE
         for title, line in codred.document_lines(distant):
             if title not in known:
                 document = codred.parse_document(line, f"{distant}: document {title!r}")

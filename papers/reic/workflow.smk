@@ -1,6 +1,5 @@
 """REIC: frozen encoder, candidates, trained selectors and relation modules -> tables -> report."""
 
-from papers.reic.codred import DISTANT_FILE, DOCUMENT_FILES
 from papers.reic.options import Scale
 from papers.reic.runs import TABLES
 from workflows.paper import open_paper
@@ -109,53 +108,49 @@ if settings.corpora:
             " --record {output.record} &> {log}"
 
 else:
-    DATA = settings.hub.dataset
-    SPLITS = [f"{DATA}/{name}.json" for name in ("relations", "train_dataset", "dev_dataset", "train_evi", "dev_evi")]
     RECORDS = [f"{R}/records/{name}.json" for name in ("store", "embed")] + RECORDS
 
     rule store:
         message: "Writing the document store"
-        input:
-            documents=[f"{DATA}/{name}" for name in DOCUMENT_FILES],
         output:
             store=f"{R}/data/documents.sqlite",
             record=f"{R}/records/store.json",
         params:
-            **paper.stage("papers.reic.store"),
+            **paper.stage("papers.reic.store", settings.hub),
         log:
             f"{L}/store.log",
-        cache: False
+        cache: True
         shell:
-            "python -m papers.reic.store {params.arguments} --documents {input.documents} --store {output.store}"
-            " --record {output.record} &> {log}"
+            "python -m papers.reic.store {params.arguments} --store {output.store} --record {output.record} &> {log}"
 
     rule embed:
         message: "Computing the frozen embeddings"
         input:
             store=f"{R}/data/documents.sqlite",
-            files=SPLITS,
         output:
             embeddings=directory(f"{R}/data/embeddings"),
             record=f"{R}/records/embed.json",
         params:
-            **paper.stage("papers.reic.embed", settings.train.encoder, settings.hub),
-            block_length=str(settings.train.inputs.block_length),
+            **paper.stage(
+                "papers.reic.embed",
+                settings.train.encoder,
+                settings.hub,
+                block_length=str(settings.train.inputs.block_length),
+            ),
         log:
             f"{L}/embed.log",
         resources:
             **paper.resources(1),
-        cache: False
+        cache: True
         shell:
-            "python -m papers.reic.embed {params.arguments} --block-length {params.block_length} --store {input.store}"
-            " --embeddings {output.embeddings} --record {output.record} &> {log}"
+            "python -m papers.reic.embed {params.arguments} --store {input.store} --embeddings {output.embeddings}"
+            " --record {output.record} &> {log}"
 
     rule train:
         message: "Training {wildcards.group}, seed {wildcards.seed}"
         input:
             store=f"{R}/data/documents.sqlite",
             embeddings=f"{R}/data/embeddings",
-            files=SPLITS,
-            distant=f"{DATA}/{DISTANT_FILE}",
         output:
             **TRAINED,
             record=f"{R}/records/train-{{group}}-seed{{seed}}.json",
@@ -173,7 +168,7 @@ else:
         cache: True
         shell:
             "{params.launch} papers.reic.train_hub {params.arguments} --runs {params.runs} --ranks {params.ranks}"
-            " --store {input.store} --embeddings {input.embeddings} --distant {input.distant}"
+            " --store {input.store} --embeddings {input.embeddings}"
             " --summary {output.summary} --units {output.units} --history {output.history} --curve {output.curve}"
             " --by-picks {output.by_picks} --distances {output.distances} --examples {output.examples}"
             " --state {params.state} --record {output.record} &> {log}"

@@ -2,8 +2,7 @@
 
 The naive form joins every candidate with the state and multiplies anew in every step, as the equations are written; the
 selector computes the sentences' part once per run. Forward and backward, no dropout, one thread, the sizes of the
-paper's
-scale; rounds of the two are interleaved, so that a busy machine slows them alike, and medians are compared.
+paper's scale; rounds of the two are interleaved, so that a busy machine slows them alike, and medians are compared.
 """
 
 import statistics
