@@ -89,7 +89,6 @@ def ranking(tables: Tables) -> Figure:
         seed_dots(panel, 100 * tables.by_seed(setting, "auc"), STYLES, LABELS)
         panel.set(title=SETTINGS.get(setting, setting), xlabel="AUC (%)")
         panel.grid(visible=False, axis="y")
-    figure.tight_layout()
     return figure
 
 
@@ -104,7 +103,6 @@ def controls(tables: Tables) -> Figure:
         panel.axvline(100 * table["random"].mean(), color="0.3", linewidth=0.8, linestyle="--")
     panel.set(xlabel="gold evidence shown (%)", title=SETTINGS.get(tables.main, tables.main), xlim=(-4, 104))
     panel.grid(visible=False, axis="y")
-    figure.tight_layout()
     return figure
 
 
@@ -123,7 +121,6 @@ def training(tables: Tables) -> Figure:
             line_with_band(panel, values.columns, factor * values.to_numpy(), label=LABELS[name], **style)
         panel.set(xlabel="training step", ylabel=label)
     axes[0, 1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.tight_layout()
     return figure
 
 
@@ -141,7 +138,6 @@ def curves(tables: Tables) -> Figure:
         panel.plot(100 * grid, 100 * np.mean(values, axis=0), label=LABELS[name], **style)
     panel.set(xlabel="recall (%)", ylabel="precision (%)", xlim=(0, 100), ylim=(0, 102))
     panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.tight_layout()
     return figure
 
 
@@ -159,7 +155,6 @@ def picks(tables: Tables) -> Figure:
         panel.axvline(tables.picks, color="0.3", linewidth=0.8, linestyle="--")
         panel.set(xlabel="K, picked blocks per document", ylabel=label)
     axes[0, 1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.tight_layout()
     return figure
 
 
@@ -173,7 +168,6 @@ def distances(tables: Tables) -> Figure:
         panel.bar(counts.index, 100 * counts / counts.sum(), width=0.9, color=STYLES[name]["color"])
         panel.set(title=LABELS[name], xlabel="distance (blocks)")
     axes[0, 0].set_ylabel("shown blocks (%)")
-    figure.tight_layout()
     return figure
 
 
@@ -204,7 +198,6 @@ def example(tables: Tables) -> Figure:
         panel.grid(visible=False)
         for spine in panel.spines.values():
             spine.set_visible(False)
-    figure.tight_layout()
     return figure
 
 

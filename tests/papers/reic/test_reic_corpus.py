@@ -46,13 +46,14 @@ def test_evidence_holds_a_trigger_and_the_connecting_bridge(texts):
 
 
 def test_counts_do_not_give_the_label_away(texts):
-    """Blocks with triggers and with bridges are as many in n/a paths as in others; target blocks hold no trigger."""
+    """Blocks with triggers, bridges and targets are as many in n/a paths as in others; target blocks hold no trigger."""
     for text in texts:
         for document in text.documents:
             bearing = [block for block in range(len(document.blocks)) if triggers(document, block)]
             assert len(bearing) == TINY_CORPUS.negatives + 1 and document.target not in bearing
             bridged = [block for block, found in enumerate(document.bridges) if found and block != document.target]
             assert len(bridged) == TINY_CORPUS.distractors + 1
+            assert sum(document.names_target) == 1 + TINY_CORPUS.mentions + TINY_CORPUS.distractors + 1
         assert len({bridge for found in text.documents[0].bridges for bridge in found}) == TINY_CORPUS.distractors + 1
 
 
