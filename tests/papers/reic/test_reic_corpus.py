@@ -46,7 +46,7 @@ def test_evidence_holds_a_trigger_and_the_connecting_bridge(texts):
 
 
 def test_counts_do_not_give_the_label_away(texts):
-    """Blocks with triggers, bridges and targets are as many in n/a paths as in others; target blocks hold no trigger."""
+    """Blocks with triggers, bridges and targets are as many in n/a paths as in others; no target has a trigger."""
     for text in texts:
         for document in text.documents:
             bearing = [block for block in range(len(document.blocks)) if triggers(document, block)]
