@@ -7,7 +7,7 @@ import re
 
 import pandas as pd
 
-from papers.reic.documents import MARKERS, SIDES
+from papers.reic.labels import LABELS, SETTINGS
 from shared.files import atomic_output
 from shared.stage import Input, Output, run
 from shared.tables import read_table
@@ -25,7 +25,7 @@ _MARKED = re.compile(r"\[unused(\d+)\] (.*?) \[unused\d+\]")
 def readable(text: str) -> str:
     """A block without its markers: targets in double brackets, bridges in single ones."""
     marked = _MARKED.sub(lambda found: f"⟦{found[2]}⟧" if int(found[1]) < 5 else f"⟨{found[2]}⟩", text)
-    return " ".join(token for token in marked.split() if token not in MARKERS).replace(" .", ".")
+    return re.sub(r" ?\[unused\d+\]", "", marked).strip().replace(" .", ".")
 
 
 def write_example(*, title: str, examples: tuple[Input, ...], page: Output) -> None:
@@ -39,8 +39,8 @@ def write_example(*, title: str, examples: tuple[Input, ...], page: Output) -> N
     rows = pd.concat([read_table(path) for path in examples], ignore_index=True)
     rows = rows[(rows["seed"] == rows["seed"].min()) & (rows["path"] == 0)]
     sections = [
-        section(f"{method}, {setting}", found)
-        for (setting, method), found in rows.groupby(["setting", "method"], sort=True)
+        section(f"{LABELS.get(method, method)} ({SETTINGS.get(setting, setting)})", found)
+        for (setting, method), found in sorted(rows.groupby(["setting", "method"]), key=lambda group: _place(*group[0]))
     ]
     text = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
@@ -53,10 +53,18 @@ def write_example(*, title: str, examples: tuple[Input, ...], page: Output) -> N
         partial.write_text(text, encoding="utf-8")
 
 
+def _place(setting: str, method: str) -> tuple[int, int]:
+    """Where a section stands: as in the figures, what they do not know last."""
+    return tuple(
+        list(known).index(name) if name in known else len(known)
+        for known, name in ((SETTINGS, setting), (LABELS, method))
+    )
+
+
 def section(title: str, rows: pd.DataFrame) -> str:
     """The two documents of a path, for one method."""
     columns = []
-    for side in SIDES:
+    for side in rows["side"].unique():
         document = rows[rows["side"] == side].sort_values("block")
         blocks = "\n".join(block_html(row) for row in document.to_dict("records"))
         columns.append(f"<div><h3>{side}’s document</h3>\n{blocks}</div>")

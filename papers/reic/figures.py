@@ -9,34 +9,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from papers.reic.documents import SIDES
 from papers.reic.example import readable
+from papers.reic.labels import LABELS, SETTINGS
 from shared.plotting import draw_figure, line_with_band, method_styles, new_figure, seed_dots
 from shared.results import read_metrics
 from shared.stage import Input, Output, run
 from shared.tables import read_table
 
-LABELS = {
-    "reic": "REIC",
-    "filter": "bridge filter",
-    "snippet": "snippet",
-    "random": "random",
-    "oracle": "oracle, random fill",
-    "similarity": "similarity",
-    "nearest": "nearest",
-    "first": "first",
-    "oracle_triggers": "oracle, trigger fill",
-    "reic_cold": "REIC, no warm-up",
-    "reic_stateless": "REIC, no LSTM state",
-    "reic_shuffled": "REIC, shuffled rewards",
-    "reic_frozen": "REIC, frozen selector",
-}
 STYLES = method_styles(list(LABELS))
-SETTINGS = {
-    "end_to_end/dense": "end-to-end, 3 distractors",
-    "end_to_end/sparse": "end-to-end, 1 distractor",
-    "ecrim/dense": "ECRIM-like, 3 distractors",
-}
 MAIN = "end_to_end/dense"
 CONTROLS = ("reic", "reic_stateless", "reic_cold", "reic_shuffled", "reic_frozen", "random")
 COMPARED = ("reic", "filter", "snippet", "random", "oracle")
@@ -177,7 +157,7 @@ def example(tables: Tables) -> Figure:
     rows = rows[rows["seed"] == rows["seed"].min()]
     names = [name for name in ("reic", "filter", "snippet") if name in set(rows["method"])]
     figure, axes = new_figure(columns=2, width=5.2, height=3.4)
-    for panel, side in zip(axes[0], SIDES, strict=True):
+    for panel, side in zip(axes[0], rows["side"].unique(), strict=True):
         document = rows[rows["side"] == side]
         blocks = document[document["method"] == names[0]].sort_values("block")
         for _, block in blocks.iterrows():
