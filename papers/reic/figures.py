@@ -98,7 +98,8 @@ def training(tables: Tables) -> Figure:
         for name in tables.methods(tables.history, (*CONTROLS, "filter", "oracle")):
             values = tables.series(tables.history, name, "step", metric).dropna(axis=1)
             style = {key: value for key, value in STYLES[name].items() if key != "marker"}
-            line_with_band(panel, values.columns, factor * values.to_numpy(), label=LABELS[name], **style)
+            panel.plot(values.columns, factor * values.T, linewidth=0.6, alpha=0.5, **style)
+            panel.plot(values.columns, factor * values.mean(), label=LABELS[name], **style)
         panel.set(xlabel="training step", ylabel=label)
     axes[0, 1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
