@@ -39,7 +39,12 @@ FAMILIES = {
     "smc-max": ("steering, max", PURPLE, "P"),
     "smc-sum": ("steering, sum", PURPLE, "X"),
 }
-KINDS = {"permuted": "rewards permuted", "best": "best lookahead", "renoised": "the same, re-noised"}
+KINDS = {
+    "permuted": "rewards permuted",
+    "oracle": "checker as reward",
+    "best": "best lookahead",
+    "renoised": "the same, re-noised",
+}
 STEP_COLOURS = {3: SKY, 5: BLUE, 8: BLUE, 10: PURPLE}
 """Of curves over n, by δ."""
 COST_LABELS = {"evaluations": "denoiser evaluations per image", "seconds": "processor seconds per image"}
@@ -137,7 +142,7 @@ def _families_against(panel: Axes, means: pd.Series, prices: pd.Series) -> None:
         text, color, marker = FAMILIES[family]
         points = np.array(sorted((prices[name], means[name]) for name in names))
         panel.plot(*points.T, color=color, marker=marker, markersize=4, linewidth=1.1, label=text)
-    for kind, marker in (("permuted", "x"), ("best", "*"), ("renoised", "p")):
+    for kind, marker in (("permuted", "x"), ("oracle", "d"), ("best", "*"), ("renoised", "p")):
         runs = [name for name in prices.index if name.startswith(f"{kind}/")]
         if runs:
             style = {"color": ORANGE, "linestyle": "none", "marker": marker, "markersize": 6}
