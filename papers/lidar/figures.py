@@ -103,7 +103,7 @@ def scaling(tables: Tables) -> Figure:
     """Scores against the number of lookahead samples, a curve for each number of their steps (the paper's Fig. 3)."""
     figure, axes = new_figure(1, len(tables.scored), width=2.9, height=2.7)
     for panel, metric in zip(axes[0], tables.scored, strict=True):
-        values = tables.by_seed(metric)
+        values, shown = tables.by_seed(metric), set()
         for family, (name, *_) in FAMILIES.items():
             runs = [run for run in values if run.startswith(f"{family}-") and "/d" in run]
             if not runs:
@@ -113,10 +113,10 @@ def scaling(tables: Tables) -> Figure:
             color = STEP_COLOURS[parse_run(runs[0]).lookahead_steps]
             text = name.partition(", ")[2]
             line_with_band(panel, sizes, values[runs].to_numpy(), label=text, color=color, marker="o")
-            panel.set_xticks(sizes, [str(size) for size in sizes])
+            shown.update(sizes)
         panel.axhline(values["vanilla"].mean(), color="0.5", linestyle="--", linewidth=0.9, label="target sampler")
         panel.set_xscale("log")
-        panel.set_xticks(sizes, [str(size) for size in sizes])
+        panel.set_xticks(sorted(shown), [str(size) for size in sorted(shown)])
         panel.minorticks_off()
         panel.set(xlabel="lookahead samples n", ylabel=SCORES[metric])
     axes[0, 0].legend(fontsize=7)
