@@ -202,7 +202,8 @@ def samples(tables: Tables) -> Figure:
                 text = textwrap.fill(prompts["prompt"].iloc[prompt], 14)
                 panel.set_title(text, fontsize=6, loc="left", fontweight="normal")
         side = {"rotation": 0, "ha": "right", "va": "center", "fontsize": 7}
-        line[0].set_ylabel(textwrap.fill(label(name), 24), **side)
+        title = label(name).replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+        line[0].set_ylabel(textwrap.fill(title, 24), **side)
     return figure
 
 
@@ -233,6 +234,9 @@ def strengths(tables: Tables) -> Figure:
             if len(rows.groupby(groups)) > 1 and metric == "gold_share":
                 panel.legend(fontsize=6)
             panel.set_xscale("log")
+            tried = sorted(rows["value"].unique())
+            panel.set_xticks(tried, [f"{value:g}" for value in tried])
+            panel.minorticks_off()
             if metric == "guidance_score":
                 panel.set_xlabel(STRENGTHS[name], fontsize=8)
         panels[0].set_ylabel(metrics[metric])
