@@ -39,7 +39,12 @@ FAMILIES = {
     "smc-max": ("steering, max", PURPLE, "P"),
     "smc-sum": ("steering, sum", PURPLE, "X"),
 }
-KINDS = {"permuted": "rewards permuted", "best": "best lookahead", "renoised": "the same, re-noised"}
+KINDS = {
+    "permuted": "rewards permuted",
+    "oracle": "checker as reward",
+    "best": "best lookahead",
+    "renoised": "the same, re-noised",
+}
 STEP_COLOURS = {3: SKY, 5: BLUE, 8: BLUE, 10: PURPLE}
 """Of curves over n, by δ."""
 COST_LABELS = {"evaluations": "denoiser evaluations per image", "seconds": "processor seconds per image"}
@@ -98,7 +103,7 @@ def scaling(tables: Tables) -> Figure:
     """Scores against the number of lookahead samples, a curve for each number of their steps (the paper's Fig. 3)."""
     figure, axes = new_figure(1, len(tables.scored), width=2.9, height=2.7)
     for panel, metric in zip(axes[0], tables.scored, strict=True):
-        values = tables.by_seed(metric)
+        values, shown = tables.by_seed(metric), set()
         for family, (name, *_) in FAMILIES.items():
             runs = [run for run in values if run.startswith(f"{family}-") and "/d" in run]
             if not runs:
@@ -108,10 +113,10 @@ def scaling(tables: Tables) -> Figure:
             color = STEP_COLOURS[parse_run(runs[0]).lookahead_steps]
             text = name.partition(", ")[2]
             line_with_band(panel, sizes, values[runs].to_numpy(), label=text, color=color, marker="o")
-            panel.set_xticks(sizes, [str(size) for size in sizes])
+            shown.update(sizes)
         panel.axhline(values["vanilla"].mean(), color="0.5", linestyle="--", linewidth=0.9, label="target sampler")
         panel.set_xscale("log")
-        panel.set_xticks(sizes, [str(size) for size in sizes])
+        panel.set_xticks(sorted(shown), [str(size) for size in sorted(shown)])
         panel.minorticks_off()
         panel.set(xlabel="lookahead samples n", ylabel=SCORES[metric])
     axes[0, 0].legend(fontsize=7)
@@ -137,7 +142,7 @@ def _families_against(panel: Axes, means: pd.Series, prices: pd.Series) -> None:
         text, color, marker = FAMILIES[family]
         points = np.array(sorted((prices[name], means[name]) for name in names))
         panel.plot(*points.T, color=color, marker=marker, markersize=4, linewidth=1.1, label=text)
-    for kind, marker in (("permuted", "x"), ("best", "*"), ("renoised", "p")):
+    for kind, marker in (("permuted", "x"), ("oracle", "d"), ("best", "*"), ("renoised", "p")):
         runs = [name for name in prices.index if name.startswith(f"{kind}/")]
         if runs:
             style = {"color": ORANGE, "linestyle": "none", "marker": marker, "markersize": 6}
@@ -197,7 +202,8 @@ def samples(tables: Tables) -> Figure:
                 text = textwrap.fill(prompts["prompt"].iloc[prompt], 14)
                 panel.set_title(text, fontsize=6, loc="left", fontweight="normal")
         side = {"rotation": 0, "ha": "right", "va": "center", "fontsize": 7}
-        line[0].set_ylabel(textwrap.fill(label(name), 24), **side)
+        title = label(name).replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+        line[0].set_ylabel(textwrap.fill(title, 24), **side)
     return figure
 
 
@@ -228,6 +234,9 @@ def strengths(tables: Tables) -> Figure:
             if len(rows.groupby(groups)) > 1 and metric == "gold_share":
                 panel.legend(fontsize=6)
             panel.set_xscale("log")
+            tried = sorted(rows["value"].unique())
+            panel.set_xticks(tried, [f"{value:g}" for value in tried])
+            panel.minorticks_off()
             if metric == "guidance_score":
                 panel.set_xlabel(STRENGTHS[name], fontsize=8)
         panels[0].set_ylabel(metrics[metric])

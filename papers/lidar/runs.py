@@ -7,6 +7,7 @@ name                          meaning
 ``bon/<N>``                   best of N: of N target samples the one with the highest reward is kept
 ``lidar/d<δ>-n<n>``           LiDAR with the first n lookahead samples of a solver with δ steps
 ``permuted/d<δ>-n<n>``        the same with the rewards of each prompt's lookahead samples shuffled: a control
+``oracle/d<δ>-n<n>``          LiDAR with the checker's verdicts on the lookahead samples, 1 or 0, as rewards: a control
 ``lidar/target-n<n>``         LiDAR with lookahead samples of the target sampler itself: a control
 ``best/d<δ>-n<n>``            the best lookahead sample itself
 ``renoised/d<δ>-n<n>``        the best lookahead sample, noised again and finished by the target sampler
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 
 TARGET = "target"
 """Stands for δ where the target sampler draws the lookahead samples."""
-_AHEAD = re.compile(r"(lidar|permuted|best|renoised)/(?:d(\d+)|target)-n(\d+)")
+_AHEAD = re.compile(r"(lidar|permuted|oracle|best|renoised)/(?:d(\d+)|target)-n(\d+)")
 _STEERED = re.compile(r"smc-(difference|max|sum)/k(\d+)")
 
 
@@ -51,7 +52,7 @@ class Run:
     @property
     def tuned(self) -> str | None:
         """Whose strength the run takes; None for runs without one."""
-        strengths = {"permuted": "lidar", "date": "date", "smc": f"smc-{self.potential}"}
+        strengths = {"permuted": "lidar", "oracle": "lidar", "date": "date", "smc": f"smc-{self.potential}"}
         has_none = self.kind in ("vanilla", "bon", "best")
         return None if has_none else strengths.get(self.kind, self.kind)
 

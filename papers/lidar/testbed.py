@@ -112,7 +112,7 @@ class SceneBench:
         """Sample a run; `strength` is what it was tuned to, None for runs without one."""
         if run.kind in ("vanilla", "bon"):
             return self._best_of(run.count)
-        if run.kind in ("lidar", "permuted"):
+        if run.kind in ("lidar", "permuted", "oracle"):
             return self._with_lookahead(run, strength)
         if run.kind in ("best", "renoised"):
             return self._from_best(run, strength)
@@ -158,6 +158,8 @@ class SceneBench:
             orders = [torch.randperm(rewards.shape[1], generator=self._generator(SHUFFLE, row)) for row in self._rows]
             rewards = rewards.gather(1, torch.stack(orders))
         samples = torch.stack([each.latents for each in sets])
+        if run.kind == "oracle":
+            rewards = torch.from_numpy(self.judge(samples)["gold"]).float()
 
         def method(rows: Tensor) -> StepMethod:
             return lookahead_guidance(

@@ -66,6 +66,16 @@ class Counting:
         self.handle.remove()
 
 
+def test_the_oracle_follows_the_checkers_verdicts(monkeypatch):
+    """What counts as right is set here, since an untrained model shows nothing right."""
+    verdicts, strength = np.eye(4)[[2, 0, 3]], Strength(2.0, 50.0)
+    fresh, other = scene_bench(), scene_bench()
+    monkeypatch.setattr(fresh, "judge", lambda latents: {"gold": verdicts})
+    found = fresh.sample_run(parse_run("oracle/d2-n4"), strength)
+    monkeypatch.setattr(other, "rewards_of", lambda latents: torch.from_numpy(verdicts).float())
+    assert torch.equal(found.latents, other.sample_run(parse_run("lidar/d2-n4"), strength).latents)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_every_run_differs_and_costs_what_it_says(bench, plain, name):
     fresh = scene_bench()
