@@ -209,17 +209,19 @@ def interpolation(tables: Tables) -> Figure:
 
 
 def manipulation(tables: Tables) -> Figure:
-    """One image moved along the probes' directions."""
-    prefix = "dbae_d/manipulation-"
-    names = [name for name in tables.pictures if name.startswith(prefix)]
-    rows = [(name.removeprefix(prefix).replace("_", " "), tables.pictures[name]) for name in names]
-    figure = picture_rows(rows)
-    bottom = figure.axes[-1]
-    scales = np.linspace(-0.3, 0.3, rows[0][1].shape[0])
-    size = rows[0][1].shape[-1]
-    for place, scale in enumerate(scales):
-        bottom.text((place + 0.5) * (size + 1), size + 1.5, f"{scale:+.2f}".replace("+0.00", "0"), ha="center",
-                    va="top", fontsize=8)  # fmt: skip
+    """One image moved along the probes' directions: with its own endpoint, and with that of the moved code."""
+    prefixes = ("dbae_d/manipulation-", "dbae_d/moved-")
+    names = [name.removeprefix(prefixes[0]) for name in tables.pictures if name.startswith(prefixes[0])]
+    count, _, _, size = tables.pictures[prefixes[0] + names[0]].shape
+    figure, axes = new_figure(rows=len(names), columns=2, width=CELL * count + 1.1, height=CELL + 0.04)
+    for line, name in zip(axes, names, strict=True):
+        for axis, prefix in zip(line, prefixes, strict=True):
+            show_strip(axis, tables.pictures[prefix + name])
+        line[0].set_ylabel(name.replace("_", " "), rotation=0, ha="right", va="center", fontsize=8)
+    for axis, title in zip(axes[0], ("x_T kept, z moved", "z and x_T = Dec(z) moved"), strict=True):
+        axis.set_title(title, fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xticks([(size - 1) / 2, (count - 0.5) * (size + 1) - 1], ["−", "+"])
     return figure
 
 
