@@ -325,9 +325,9 @@ def pictures_of(
     """Tensors of images in [−1, 1] for the paper's figures.
 
     ``draws`` (at most 4, shown, ...), ``inferred`` and ``endpoint`` (shown, ...) of the test images; of DBAE also
-    ``interpolation`` (points, ...) of x_0 and ``interpolated_endpoint``, between the first two of them, and of the first
-    ``manipulation-<attribute>`` and ``moved-<attribute>`` (scales, ...): with the endpoint kept, as in the official
-    code, and with that of the moved z.
+    ``interpolation`` (points, ...) of x_0 and ``interpolated_endpoint``, between the first two of them; and of the
+    first ``manipulation-<attribute>`` and ``moved-<attribute>`` (scales, ...): with the endpoint kept, as in the
+    official code, and with that of the moved z.
     """
     shown = options.shown
     pictures = {name: found[name][:shown] for name in ("inferred", "endpoint") if name in found}
