@@ -113,7 +113,8 @@ def test_the_decoder_has_fastgans_parts():
         # Spectral norms: no layer's matrix has a singular value much above 1.
         weight = decoder.blocks["8"][1].weight
         assert torch.linalg.matrix_norm(weight.flatten(1), ord=2) < 1.5
-    whole = FastGanDecoder(512, 3, 128).to("meta")
+    with torch.device("meta"):
+        whole = FastGanDecoder(512, 3, 128)
     assert whole.blocks["16"][1].weight.shape == (512, 512, 3, 3) and set(whole.skips) == {"64", "128"}
 
 

@@ -186,7 +186,8 @@ def test_files_of_a_folder_go_all_the_way(tmp_path, monkeypatch):
           pixels=tmp_path / "images.safetensors", saved=(), **outputs(tmp_path / "run"))  # fmt: skip
     scores = read_table(tmp_path / "run/scores.parquet").set_index("metric")["value"]
     assert {"ap_Bald", "ap_Smiling", "probe_ap", "tad"} <= set(scores.index)
-    assert {"dbae/manipulation-Bald", "dbae/interpolation"} <= set(load_file(tmp_path / "run/pictures.safetensors"))
+    pictures = load_file(tmp_path / "run/pictures.safetensors")
+    assert {"dbae/manipulation-Bald", "dbae/moved-Bald", "dbae/interpolation"} <= set(pictures)
 
 
 class Killed(BaseException):
@@ -196,7 +197,8 @@ class Killed(BaseException):
 def test_a_killed_training_ends_with_the_same_bytes(tmp_path, monkeypatch):
     names, values = ("dbae",), {"seed": 0, "setting": "sprites", "pixels": (), "saved": ("dbae",)}
     few = replace(MEASURE, step_counts=(2,))
-    start("train", DATA, NETWORK, METHOD, FIT, few, names=names, **values, **outputs(tmp_path / "whole"))
+    often = replace(FIT, training=replace(FIT.training, checkpoint_every=2))
+    start("train", DATA, NETWORK, METHOD, often, few, names=names, **values, **outputs(tmp_path / "whole"))
     save = Checkpointer.save
 
     def save_and_die(self, steps, record=None):
@@ -206,12 +208,12 @@ def test_a_killed_training_ends_with_the_same_bytes(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Checkpointer, "save", save_and_die)
     with pytest.raises(Killed):
-        start("train", DATA, NETWORK, METHOD, FIT, few, names=names, **values, **outputs(tmp_path / "killed"))
+        start("train", DATA, NETWORK, METHOD, often, few, names=names, **values, **outputs(tmp_path / "killed"))
     monkeypatch.undo()
     assert (tmp_path / "killed/state/dbae/checkpoints/step-000000004").exists()
     assert not (tmp_path / "killed/scores.parquet").exists()
     torch.manual_seed(1)
-    start("train", DATA, NETWORK, METHOD, FIT, few, names=names, **values, **outputs(tmp_path / "killed"))
+    start("train", DATA, NETWORK, METHOD, often, few, names=names, **values, **outputs(tmp_path / "killed"))
     for name in ("scores.parquet", "curves.parquet", "losses.parquet", "models/dbae.safetensors"):
         whole, killed = ((tmp_path / part / name) for part in ("whole", "killed"))
         if name == "scores.parquet":  # but for the time it took
