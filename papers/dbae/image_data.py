@@ -101,7 +101,7 @@ def attribute_names(data: ImageData) -> tuple[str, ...]:
 
 
 def read_images(options: DataOptions) -> ImageData:
-    """The digits, or the images of a folder, which without attributes are known to be brighter than half of them or not.
+    """The digits, or the images of a folder; all that is known of those without attributes is whether they are bright.
 
     Raises:
         InputError: no such folder, no images in it, an image that cannot be decoded or is smaller than the crop; a file
