@@ -43,7 +43,7 @@ from papers.dbae.diffusion_bridge import (
     karras_time_grid,
     sample_bridge,
 )
-from papers.dbae.networks import ConditionalUNet, ImageShape, build_decoder, build_encoder
+from papers.dbae.networks import ConditionalUNet, ImageShape, build_decoder, build_encoder, by_parts
 from papers.dbae.options import MethodOptions, NetworkOptions
 
 BOUND = 5.0
@@ -109,12 +109,12 @@ class PlainAutoencoder(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """z, of β-VAE the mean."""
-        encoded = self.encoder(images)
+        encoded = by_parts(self.encoder, images)
         return encoded if self.kl_weight is None else encoded.chunk(2, dim=1)[0]
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        return self.decoder(z).clamp(-1, 1)
+        return by_parts(self.decoder, z).clamp(-1, 1)
 
 
 class ChainAutoencoder(nn.Module):
@@ -156,7 +156,7 @@ class ChainAutoencoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        return self.encoder(images)
+        return by_parts(self.encoder, images)
 
     def estimate(self, x: Tensor, times: Tensor, z: Tensor | None) -> Tensor:
         """x̂_0, not clipped."""
@@ -205,7 +205,7 @@ class PdaeAutoencoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        return self.encoder(images)
+        return by_parts(self.encoder, images)
 
     def estimate(self, x: Tensor, times: Tensor, z: Tensor) -> Tensor:
         """x̂_0, not clipped."""
@@ -265,18 +265,18 @@ class BridgeAutoencoder(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """z; of the stochastic encoder a draw, unless the options ask for the mean."""
-        return self._draw(self.encoder(images))
+        return self._draw(by_parts(self.encoder, images))
 
     @torch.no_grad()
     def code_mean(self, images: Tensor) -> Tensor:
         """z without noise."""
-        encoded = self.encoder(images)
+        encoded = by_parts(self.encoder, images)
         return code_distribution(encoded)[0] if self.stochastic else encoded
 
     @torch.no_grad()
     def endpoint(self, z: Tensor) -> Tensor:
         """x_T = Dec(z), without any evaluation of the U-Net."""
-        return self.decoder(z)
+        return by_parts(self.decoder, z)
 
     def decode(
         self,

@@ -31,6 +31,9 @@ LABELS = {
     "ddpm": "DDPM",
 }
 STYLES = method_styles(list(LABELS))
+STYLES["diffae_long"] = {**STYLES["diffae"], "linestyle": "--"}
+SHORT = {**LABELS, "diffae_long": "DiffAE"}
+"""Beside pictures, which of DiffAE are those of the long training."""
 SAMPLERS = {"ode": "ODE, Euler", "heun": "ODE, Heun", "sde": "SDE, churn 0.33", "ddim": "DDIM, random x_T"}
 CELL = 0.62
 """Inches of a picture."""
@@ -58,9 +61,9 @@ def reconstructions(tables: Tables) -> Figure:
         if method == "dbae_d":
             rows.append(("DBAE-d, z alone", draws[0]))
             continue
-        rows += [(f"{LABELS[method]}, x_T no. {number}", draw) for number, draw in enumerate(draws[:2], 1)]
-        rows.append((f"{LABELS[method]}, mean of {len(draws)}", pictures[f"{method}/mean"]))
-        rows.append((f"{LABELS[method]}, inferred x_T", pictures[f"{method}/inferred"]))
+        rows += [(f"{SHORT[method]}, x_T no. {number}", draw) for number, draw in enumerate(draws[:2], 1)]
+        rows.append((f"{SHORT[method]}, mean of {len(draws)}", pictures[f"{method}/mean"]))
+        rows.append((f"{SHORT[method]}, inferred x_T", pictures[f"{method}/inferred"]))
     if "ae/draws" in pictures:
         rows.append(("AE", pictures["ae/draws"][0]))
     return picture_rows(rows)
@@ -73,7 +76,7 @@ def endpoints(tables: Tables) -> Figure:
     for method in ("dbae_d", "dbae", "diffae_long", "pdae", "ddpm"):
         if f"{method}/endpoint" in pictures:
             kind = "x_T = Dec(z)" if method.startswith("dbae") else "inferred x_T"
-            rows.append((f"{LABELS[method]}, {kind}", stretched(pictures[f"{method}/endpoint"])))
+            rows.append((f"{SHORT[method]}, {kind}", stretched(pictures[f"{method}/endpoint"])))
     return picture_rows(rows)
 
 
@@ -127,7 +130,7 @@ def information(tables: Tables) -> Figure:
     axes[0, 1].plot([], [], "D", color="grey", label="z and x_T")
     axes[0, 1].set_yticks(range(len(names)), [LABELS[name] for name in names])
     axes[0, 1].set(xlabel="R² of the texture's pixels", title="Where detail is", ylim=(-0.6, len(names) - 0.4))
-    axes[0, 1].legend(loc="lower right")
+    axes[0, 1].legend(loc="upper right")
     return figure
 
 
@@ -159,7 +162,7 @@ def evaluations(tables: Tables) -> Figure:
         ("dbae_d", "ode", "-", "DBAE-d, ODE (Euler)"),
         ("dbae_d", "heun", "--", "DBAE-d, ODE (Heun)"),
         ("dbae_d", "sde", ":", "DBAE-d, SDE"),
-        ("diffae_long", "ddim", "-", "DiffAE, more steps, DDIM"),
+        ("diffae_long", "ddim", "--", "DiffAE, more steps, DDIM"),
         ("diffae_v", "ddim", "-", "DiffAE-v, DDIM"),
     )
     for axis, metric in zip(axes[0], ("mse", "ssim"), strict=True):
@@ -170,9 +173,13 @@ def evaluations(tables: Tables) -> Figure:
                 style = {**STYLES[method], "linestyle": line}
                 line_with_band(axis, wide.columns, wide, label=label, **style)
         axis.set(xscale="log", xlabel="evaluations of the network per image")
+        ticks = sorted({int(count) for count in rows[rows["sampler"] != "heun"]["evaluations"]})
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
     axes[0, 0].set(yscale="log", ylabel="squared error of a pixel in [0, 1]")
     axes[0, 1].set(ylabel="structural similarity")
-    axes[0, 0].legend(fontsize=7)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center", fontsize=8)
     return figure
 
 
@@ -184,8 +191,7 @@ def learning(tables: Tables) -> Figure:
         part = rows[rows["method"] == method]
         for axis, metric in zip(axes[0], ("mse", "probe"), strict=True):
             wide = part.pivot_table(index="seed", columns="step", values=metric)
-            style = {**STYLES[method], "color": STYLES[method.removesuffix("_long")]["color"]}
-            line_with_band(axis, wide.columns, wide, label=LABELS[method], **style)
+            line_with_band(axis, wide.columns, wide, label=LABELS[method], **STYLES[method])
     for axis in axes[0]:
         axis.set(xscale="log", xlabel="optimizer steps")
         ticks = sorted({int(step) for step in rows["step"]})
@@ -209,17 +215,19 @@ def interpolation(tables: Tables) -> Figure:
 
 
 def manipulation(tables: Tables) -> Figure:
-    """One image moved along the probes' directions."""
-    prefix = "dbae_d/manipulation-"
-    names = [name for name in tables.pictures if name.startswith(prefix)]
-    rows = [(name.removeprefix(prefix).replace("_", " "), tables.pictures[name]) for name in names]
-    figure = picture_rows(rows)
-    bottom = figure.axes[-1]
-    scales = np.linspace(-0.3, 0.3, rows[0][1].shape[0])
-    size = rows[0][1].shape[-1]
-    for place, scale in enumerate(scales):
-        bottom.text((place + 0.5) * (size + 1), size + 1.5, f"{scale:+.2f}".replace("+0.00", "0"), ha="center",
-                    va="top", fontsize=8)  # fmt: skip
+    """One image moved along the probes' directions: with its own endpoint, and with that of the moved code."""
+    prefixes = ("dbae_d/manipulation-", "dbae_d/moved-")
+    names = [name.removeprefix(prefixes[0]) for name in tables.pictures if name.startswith(prefixes[0])]
+    count, _, _, size = tables.pictures[prefixes[0] + names[0]].shape
+    figure, axes = new_figure(rows=len(names), columns=2, width=CELL * count + 1.1, height=CELL + 0.04)
+    for line, name in zip(axes, names, strict=True):
+        for axis, prefix in zip(line, prefixes, strict=True):
+            show_strip(axis, tables.pictures[prefix + name])
+        line[0].set_ylabel(name.replace("_", " "), rotation=0, ha="right", va="center", fontsize=8)
+    for axis, title in zip(axes[0], ("x_T kept, z moved", "z and x_T = Dec(z) moved"), strict=True):
+        axis.set_title(title, fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xticks([(size - 1) / 2, (count - 0.5) * (size + 1) - 1], ["−", "+"])
     return figure
 
 

@@ -101,7 +101,7 @@ def attribute_names(data: ImageData) -> tuple[str, ...]:
 
 
 def read_images(options: DataOptions) -> ImageData:
-    """The digits, or the images of a folder.
+    """The digits, or the images of a folder; all that is known of those without attributes is whether they are bright.
 
     Raises:
         InputError: no such folder, no images in it, an image that cannot be decoded or is smaller than the crop; a file
@@ -121,7 +121,8 @@ def read_images(options: DataOptions) -> ImageData:
     pixels = np.empty((len(paths), 3, options.image_size, options.image_size), np.uint8)
     for number, path in enumerate(paths):
         pixels[number] = _decoded(path, options)
-    classes, names = np.zeros((len(paths), 0), np.int64), ()
+    brightness = pixels.mean(axis=(1, 2, 3))
+    classes, names = (brightness > np.median(brightness)).astype(np.int64)[:, None], ("bright",)
     if options.attributes:
         names, table = read_celeba_attributes(Path(options.attributes))
         missing = next((path for path in paths if path.name not in table), None)

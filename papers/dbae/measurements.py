@@ -325,8 +325,9 @@ def pictures_of(
     """Tensors of images in [−1, 1] for the paper's figures.
 
     ``draws`` (at most 4, shown, ...), ``inferred`` and ``endpoint`` (shown, ...) of the test images; of DBAE also
-    ``interpolation`` (points, ...) of x_0 and ``interpolated_endpoint``, between the first two of them, and
-    ``manipulation-<attribute>`` (scales, ...) of the first.
+    ``interpolation`` (points, ...) of x_0 and ``interpolated_endpoint``, between the first two of them; and of the
+    first ``manipulation-<attribute>`` and ``moved-<attribute>`` (scales, ...): with the endpoint kept, as in the
+    official code, and with that of the moved z.
     """
     shown = options.shown
     pictures = {name: found[name][:shown] for name in ("inferred", "endpoint") if name in found}
@@ -338,21 +339,25 @@ def pictures_of(
         return pictures
     z = model.encode(images[:2])
     shares = torch.linspace(0, 1, options.interpolation_points, device=z.device)[:, None]
-    between = (1 - shares) * z[:1] + shares * z[1:]
-    x_T = model.endpoint(between)
-    # One noise for all images of a strip, so that they differ by their codes alone.
-    steps = options.interpolation_steps
-    noise = torch.randn((steps, 1, *images.shape[1:]), generator=generator_for(seed, 6)).to(images)
-
-    def strip(z: Tensor, x_T: Tensor) -> Tensor:
-        return model.decode(z, x_T, steps, order=2, churn=options.churn, noise=noise.expand(-1, len(z), -1, -1, -1)).x0
-
-    pictures["interpolation"], pictures["interpolated_endpoint"] = strip(between, x_T), x_T
+    strips = {"interpolation": (1 - shares) * z[:1] + shares * z[1:]}
+    endpoints = {"interpolation": model.endpoint(strips["interpolation"])}
     for name, direction in probe_directions(codes, train).items():
         moved = manipulated(z[:1], torch.from_numpy(direction).to(z), options.scales)
-        x_T = model.endpoint(z[:1].expand_as(moved) if options.fix_endpoint else moved)
-        pictures[f"manipulation-{name}"] = strip(moved, x_T)
-    return pictures
+        for kind, of in (("manipulation", z[:1].expand_as(moved)), ("moved", moved)):
+            strips[f"{kind}-{name}"], endpoints[f"{kind}-{name}"] = moved, model.endpoint(of)
+    pictures["interpolated_endpoint"] = endpoints["interpolation"]
+    steps, count = options.interpolation_steps, sum(map(len, strips.values()))
+    # One noise for all images, so that they differ by their codes and endpoints alone.
+    noise = torch.randn((steps, 1, *images.shape[1:]), generator=generator_for(seed, 6)).to(images)
+    decoded = model.decode(
+        torch.cat(list(strips.values())),
+        torch.cat(list(endpoints.values())),
+        steps,
+        order=2,
+        churn=options.interpolation_churn,
+        noise=noise.expand(-1, count, -1, -1, -1),
+    ).x0
+    return pictures | dict(zip(strips, decoded.split([len(strip) for strip in strips.values()]), strict=True))
 
 
 def manipulated(z: Tensor, direction: Tensor, scales: tuple[float, ...]) -> Tensor:

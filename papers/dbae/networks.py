@@ -15,6 +15,8 @@ from papers.dbae.options import NetworkOptions
 
 ImageShape = tuple[int, int, int]
 """(channels, size, size)."""
+AT_ONCE = 128
+"""Images that go through a network together where nothing is trained: any number fits into memory."""
 
 
 class ConditionalUNet(nn.Module):
@@ -62,6 +64,9 @@ class ConditionalUNet(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, z: Tensor | None = None) -> Tensor:
         """(B, C, H, W) of x (B, in_channels, H, W), times (B,) of the order of 1000, and z (B, L)."""
+        if len(x) > AT_ONCE and not torch.is_grad_enabled():
+            parts = (x.split(AT_ONCE), time.split(AT_ONCE), [None] * len(x) if z is None else z.split(AT_ONCE))
+            return torch.cat([self(*part) for part in zip(*parts, strict=False)])
         return self.unet(x, time, class_labels=None if self.embed is None else self.embed(z)).sample
 
 
@@ -205,6 +210,12 @@ class LatentMlp(nn.Module):
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = torch.cat([F.silu(norm(layer(x)) * (1 + condition)), z], dim=1)
         return self.last(x)
+
+
+@torch.no_grad()
+def by_parts(module: nn.Module, inputs: Tensor) -> Tensor:
+    """A network's output for a batch of any size, `AT_ONCE` at a time."""
+    return torch.cat([module(part) for part in inputs.split(AT_ONCE)])
 
 
 def check_size(size: int, levels: int) -> None:

@@ -161,11 +161,11 @@ class MeasureOptions:
     interpolation_points: int = 11
     """Between two images."""
     interpolation_steps: int = 50
-    """Heun steps of the SDE for interpolation and manipulation."""
+    """Heun steps for interpolation and manipulation."""
+    interpolation_churn: float = 0.33
+    """Share of each of them along the SDE; 0: the ODE, which needs fewer."""
     scales: tuple[float, ...] = (-0.3, -0.15, 0.0, 0.15, 0.3)
     """Lengths of a manipulation, in units of √L."""
-    fix_endpoint: bool = True
-    """A manipulation changes the U-Net's z alone; else the endpoint as well."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ NETWORK = NetworkOptions(latent_dim=3, base_channels=8, encoder_channels=8, hidd
 METHOD = MethodOptions(chain_times=50)
 DATA = DataOptions("sprites", image_size=8, train_images=48, test_images=24)
 FIT = FitOptions(
-    TrainingOptions(epochs=2.0, batch_size=12, learning_rate=0.002, warmup_fraction=0.25, checkpoint_every=2),
+    TrainingOptions(epochs=2.0, batch_size=12, learning_rate=0.002, warmup_fraction=0.25, checkpoint_every=100),
     long_factor=1.5,
 )
 MEASURE = MeasureOptions(

@@ -17,6 +17,7 @@ from papers.dbae.image_data import (
     read_images,
     write_image_data,
 )
+from papers.dbae.measurements import Codes, code_scores
 from papers.dbae.options import DataOptions
 from papers.dbae.sprites import AMPLITUDE, FACTORS, draw_sprites
 from papers.dbae.training import check_images
@@ -94,7 +95,10 @@ def test_a_folder_of_images_in_celebas_layout(tmp_path):
     train, test = load_split(options, 0, tmp_path / "images.safetensors")
     assert len(train) == 4 and len(test) == 2
     whole = read_images(replace(options, crop=(), attributes=""))
-    assert whole.images[0, 0, 0, 0] == 0 and whole.images[0, 0, 32, 32] == 20 and whole.classes.shape == (6, 0)
+    assert whole.images[0, 0, 0, 0] == 0 and whole.images[0, 0, 32, 32] == 20
+    assert whole.class_names == ("bright",) and whole.classes[:, 0].tolist() == [0, 0, 0, 1, 1, 1]
+    brighter = code_scores(Codes(*2 * [levels.double()[:, None].numpy()]), whole, whole)
+    assert brighter["probe_ap"] == 1 and brighter["captured"] == 1
 
 
 def test_what_is_wrong_with_files_is_said(tmp_path):

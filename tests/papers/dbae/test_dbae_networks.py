@@ -6,7 +6,7 @@ import pytest
 import torch
 from dbae_cases import NETWORK, SHAPE, random_images
 
-from papers.dbae import figures
+from papers.dbae import figures, networks
 from papers.dbae.autoencoders import build_autoencoder
 from papers.dbae.networks import ConditionalUNet, FastGanDecoder, build_decoder, build_encoder
 from papers.dbae.options import LONG, METHODS, NetworkOptions, Scale
@@ -79,7 +79,7 @@ def test_the_papers_networks_are_what_their_options_say(setting):
 
 
 @pytest.mark.parametrize("options", [NETWORK, ADM], ids=["small", "adm"])
-def test_networks_run_and_are_told_what_they_should_be(options):
+def test_networks_run_and_are_told_what_they_should_be(options, monkeypatch):
     torch.manual_seed(0)
     images = random_images(3)
     z = build_encoder(SHAPE, options, outputs=options.latent_dim).eval()(images)
@@ -94,8 +94,14 @@ def test_networks_run_and_are_told_what_they_should_be(options):
     output = unet(x, times, z)
     for other in (unet(x, times, z + 1), unet(x, times + 50, z), unet(x.flip(3), times, z)):
         assert (output - other).abs().flatten(1).max(1).values.min() > 1e-4
+    monkeypatch.setattr(networks, "AT_ONCE", 2)
+    with torch.no_grad():
+        torch.testing.assert_close(unet(x, times, z), output, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(networks.by_parts(unet.embed, z), unet.embed(z))
     plain = ConditionalUNet(SHAPE, options, in_channels=3, conditional=False)
     assert plain.embed is None and plain(images, times).shape == images.shape
+    with torch.no_grad():
+        torch.testing.assert_close(plain(images, times), torch.zeros_like(images))
 
 
 def test_the_decoder_has_fastgans_parts():
@@ -113,7 +119,8 @@ def test_the_decoder_has_fastgans_parts():
         # Spectral norms: no layer's matrix has a singular value much above 1.
         weight = decoder.blocks["8"][1].weight
         assert torch.linalg.matrix_norm(weight.flatten(1), ord=2) < 1.5
-    whole = FastGanDecoder(512, 3, 128).to("meta")
+    with torch.device("meta"):
+        whole = FastGanDecoder(512, 3, 128)
     assert whole.blocks["16"][1].weight.shape == (512, 512, 3, 3) and set(whole.skips) == {"64", "128"}
 
 
