@@ -208,7 +208,7 @@ def samples(tables: Tables) -> Figure:
 
 
 STRENGTHS = {
-    "lidar": "scale s of LiDAR",
+    "lidar": "λ of LiDAR",
     "renoised": "steps after re-noising",
     "universal": "scale of Universal Guidance",
     "date": "length ρ of DATE's steps",
@@ -225,16 +225,15 @@ def strengths(tables: Tables) -> Figure:
         for panel, name in zip(panels, names, strict=True):
             potentials = ("smc-difference", "smc-max", "smc-sum") if name.startswith("smc") else (name,)
             rows = tables.trials[tables.trials["tuned"].isin(potentials)]
-            groups = ["tuned"] if name != "lidar" else ["reward_weight"]
-            for number, (_, group) in enumerate(rows.groupby(groups)):
-                value = group["reward_weight"].iloc[0]
-                text = f"λ = {value:g}" if name == "lidar" else group["tuned"].iloc[0].removeprefix("smc-")
-                curve = group.set_index("value")[metric].sort_index()
-                panel.plot(curve, marker="o", label=text, color=(BLUE, SKY, PURPLE)[number])
-            if len(rows.groupby(groups)) > 1 and metric == "gold_share":
+            groups, over = (["value"], "reward_weight") if name == "lidar" else (["tuned"], "value")
+            for color, (_, group) in zip((BLUE, SKY, PURPLE), rows.groupby(groups), strict=False):
+                first = group.iloc[0]
+                text = f"s = {first['value']:g}" if name == "lidar" else first["tuned"].removeprefix("smc-")
+                panel.plot(group.set_index(over)[metric].sort_index(), marker="o", label=text, color=color)
+            if (len(rows.groupby(groups)) > 1 or name == "lidar") and metric == "gold_share":
                 panel.legend(fontsize=6)
             panel.set_xscale("log")
-            tried = sorted(rows["value"].unique())
+            tried = sorted(rows[over].unique())
             panel.set_xticks(tried, [f"{value:g}" for value in tried])
             panel.minorticks_off()
             if metric == "guidance_score":
