@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState
 from dbae_cases import DATA, FIT, MEASURE, METHOD, NETWORK, SHAPE, plain_data, random_images, write_celeba
 from safetensors.numpy import load_file
 from sklearn.linear_model import LinearRegression
+from stage_commands import command_line
 
 from papers.dbae import evaluate, figures, prepare, train
 from papers.dbae.autoencoders import build_autoencoder
@@ -32,7 +33,7 @@ from papers.dbae.options import METHODS, MethodOptions, Scale
 from papers.dbae.training import load_average, snapshot_steps, train_autoencoder
 from shared.checkpoints import Checkpointer
 from shared.errors import InputError
-from shared.options import flags, read_scale
+from shared.options import read_scale
 from shared.plotting import house_style, save_figure
 from shared.results import read_metrics, read_units
 from shared.stage import run
@@ -53,14 +54,6 @@ def one_thread():
     torch.set_num_threads(threads)
     AcceleratorState._reset_state(reset_partial_state=True)  # one process here, several precisions
     torch.use_deterministic_algorithms(False)
-
-
-def command_line(*options, **values) -> list[str]:
-    arguments = [flag for group in options for flag in flags(group)]
-    for name, value in values.items():
-        listed = value if isinstance(value, (tuple, list)) else (value,)
-        arguments += [f"--{name.replace('_', '-')}", *map(str, listed)]
-    return arguments
 
 
 def start(stage: str, *options, **values) -> None:

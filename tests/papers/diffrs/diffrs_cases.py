@@ -10,7 +10,6 @@ from PIL import Image
 
 from papers.diffrs.options import DataOptions, JudgeOptions, SamplerOptions
 from shared.diffusion.options import DenoiserOptions, DiscriminatorOptions
-from shared.options import flags
 from shared.training_options import TrainingOptions
 from shared.vision.options import ClassifierOptions
 
@@ -24,14 +23,6 @@ DENOISER = DenoiserOptions(TRAINING, log_sigma_std=1.5, widths=(8, 8))
 DISCRIMINATOR = DiscriminatorOptions(TRAINING, width=8, depth=1)
 SAMPLER = SamplerOptions(steps=4, samples=50, warm_up=40, fakes=64, judged=40, kept=16, followed=2, slots=30)
 TABLES = ("runs", "levels", "costs", "blocks", "paths", "ratios", "curves")
-
-
-def command_line(*options, **values) -> list[str]:
-    arguments = [flag for group in options for flag in flags(group)]
-    for name, value in values.items():
-        listed = value if isinstance(value, (tuple, list)) else (value,)
-        arguments += [f"--{name.replace('_', '-')}", *map(str, listed)]
-    return arguments
 
 
 def outputs(folder: Path) -> dict[str, Path]:

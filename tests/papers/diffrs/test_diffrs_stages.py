@@ -20,13 +20,13 @@ from diffrs_cases import (
     SAMPLER,
     TABLES,
     TRAINING,
-    command_line,
     outputs,
     write_cifar,
 )
 from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
 from scipy import stats
+from stage_commands import command_line
 
 from papers.diffrs import evaluate, exact, figures, prepare, sample, select, train
 from papers.diffrs.data_sets import load_judge, reference_set, training_set

@@ -13,13 +13,14 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from stage_commands import command_line
 from transformers import ResNetConfig, ResNetModel
 from udim_cases import CORRUPTIONS, OPTIONS, STYLED, image_set, write_cifar, write_folders
 
 from papers.udim import evaluate, figures, prepare, select, slices, train
 from papers.udim.image_sets import write_image_set
 from papers.udim.options import InputOptions, Scale, SliceOptions
-from shared.options import flags, read_scale
+from shared.options import read_scale
 from shared.plotting import house_style, save_figure
 from shared.results import read_metrics, read_units
 from shared.run_by_run import FINISHED
@@ -43,14 +44,6 @@ def one_thread():
     yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
-
-
-def command_line(*options, **values) -> list[str]:
-    arguments = [flag for group in options for flag in flags(group)]
-    for name, value in values.items():
-        listed = value if isinstance(value, (tuple, list)) else (value,)
-        arguments += [f"--{name.replace('_', '-')}", *map(str, listed)]
-    return arguments
 
 
 def start(stage: str, *options, **values) -> None:
