@@ -12,19 +12,21 @@ import numpy as np
 import torch
 import yaml
 from accelerate import PartialState
-from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from papers.lidar.cost import model_evaluations_per_image
 from papers.lidar.lookahead_sets import LookaheadSet, load_set, lookahead_key, save_set
 from papers.lidar.measures import diversity
 from papers.lidar.options import HubOptions, SamplerOptions, SolverOptions
-from papers.lidar.pipeline import decode_images, draw_lookahead, lookahead_sampling
+from papers.lidar.pipeline import decode_images, draw_lookahead, image_latents, lookahead_sampling
 from papers.lidar.runs import Run, parse_run
 from shared.data_order import generator_for
 from shared.errors import InputError
 from shared.options import plain
 from shared.t2i.clip_scorer import ClipScorer, load_clip
+from shared.t2i.hub_pipeline import image_size, open_pipeline
+from shared.t2i.pipeline_hooks import network_of
 from shared.t2i.prompt_files import Prompt, read_prompts, split_prompts
 
 TARGET_NOISE, LOOKAHEAD_NOISE, SHUFFLE = range(3)
@@ -38,7 +40,7 @@ class HubBench:
     Args:
         options: of the samplers.
         hub: of the models.
-        pipeline: of diffusers, with a U-Net; its safety checker must be off, since it blanks images.
+        pipeline: of diffusers, as `shared.t2i.hub_pipeline.prepare_pipeline` leaves it.
         reward: what guides.
         evaluator: what judges.
         seed: of all noise.
@@ -75,6 +77,7 @@ class HubBench:
             batch_size=self.options.batch_size,
             generator=generator_for(self.seed, LOOKAHEAD_NOISE, row),
             guidance_scale=self.options.lookahead_guidance_scale,
+            **image_size(self.hub),
             **({"timesteps": list(solver.timesteps)} if solver.timesteps else {"num_inference_steps": int(name[1:])}),
         )
         return LookaheadSet(self.key(prompt.text, name, solver), latents, rewards)
@@ -105,15 +108,19 @@ class HubBench:
         return self._judge(prompt, latents) | {"costs": self._costs(run, seconds)}
 
     def _target(self, row: int, prompt: Prompt, copies: range) -> Tensor:
-        return self.pipeline(
+        size = image_size(self.hub)
+        latents = self.pipeline(
             prompt.text,
             num_images_per_prompt=len(copies),
             num_inference_steps=self.options.num_steps,
             guidance_scale=self.options.guidance_scale,
-            eta=self.options.eta,
             generator=[generator_for(self.seed, TARGET_NOISE, row, copy) for copy in copies],
             output_type="latent",
+            # Pipelines of flow matching have no such argument.
+            **({"eta": self.options.eta} if self.options.eta else {}),
+            **size,
         ).images
+        return image_latents(self.pipeline, latents, **size)
 
     def _best_of(self, count: int, row: int, prompt: Prompt) -> Tensor:
         size = self.options.images_per_prompt
@@ -127,10 +134,11 @@ class HubBench:
         images = self.options.images_per_prompt
         steps = {"best": 0, "bon": run.count * self.options.num_steps}.get(run.kind, self.options.num_steps)
         ahead = {"num_lookahead": run.lookahead_size, "lookahead_steps": run.lookahead_steps or 0}
-        # Without guidance the pipeline evaluates the network once a step.
+        # Without guidance, or where its scale is an input of the network, that is evaluated once a step.
+        twice = not getattr(network_of(self.pipeline).config, "guidance_embeds", False)
         guided = {
-            "target_cfg": self.options.guidance_scale > 1,
-            "lookahead_cfg": self.options.lookahead_guidance_scale > 1,
+            "target_cfg": twice and self.options.guidance_scale > 1,
+            "lookahead_cfg": twice and self.options.lookahead_guidance_scale > 1,
         }
         evaluations = model_evaluations_per_image(target_steps=steps, num_images=images, **ahead, **guided)
         ratings = run.count if run.kind == "bon" else run.lookahead_size / images
@@ -179,34 +187,22 @@ def scheduler_of(solver: SolverOptions, pipeline: DiffusionPipeline) -> Any:
     return kind.from_config(pipeline.scheduler.config, **settings)
 
 
-def prepare_pipeline(pipeline: DiffusionPipeline, hub: HubOptions) -> None:
-    """Frozen networks, DDIM that does not clip, no safety checker and no progress bar."""
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
-    for network in (pipeline.unet, pipeline.vae):
-        network.eval().requires_grad_(False)
-    if hub.float32_decoder:
-        pipeline.vae.float()
-    if getattr(pipeline, "safety_checker", None) is not None:
-        pipeline.safety_checker = None
-    pipeline.set_progress_bar_config(disable=True)
-
-
 def open_hub(options: SamplerOptions, hub: HubOptions, *, seed: int, solver: SolverOptions | None = None) -> HubBench:
     """The models of the options on this process's device, with a lookahead sampler's own weights if it has some."""
-    device = PartialState().device
-    pipeline = DiffusionPipeline.from_pretrained(
-        hub.model, torch_dtype=getattr(torch, hub.precision), use_safetensors=True
-    )
+    pipeline = open_pipeline(hub)
     if solver is not None and solver.unet:
         pipeline.unet = UNet2DConditionModel.from_pretrained(
             solver.unet, torch_dtype=getattr(torch, hub.precision), use_safetensors=True
-        )
+        ).to(pipeline.device)
     if solver is not None and solver.adapter:
         repository, _, name = solver.adapter.rpartition("/")
-        pipeline.load_lora_weights(repository, weight_name=name)
-    prepare_pipeline(pipeline, hub)
-    reward, evaluator = (load_clip(name).to(device) for name in (hub.reward, hub.evaluator))
-    return HubBench(options, hub, pipeline.to(device), reward, evaluator, seed=seed)
+        pipeline.load_lora_weights(repository, weight_name=name, adapter_name="lookahead")
+        pipeline.set_adapters(["lookahead"], [solver.adapter_weight])
+    network_of(pipeline).eval().requires_grad_(False)
+    if hub.float32_decoder:
+        pipeline.vae.float()
+    reward, evaluator = (load_clip(name).to(pipeline.device) for name in (hub.reward, hub.evaluator))
+    return HubBench(options, hub, pipeline, reward, evaluator, seed=seed)
 
 
 def own_prompts(path: Path, hub: HubOptions) -> list[tuple[int, Prompt]]:

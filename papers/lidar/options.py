@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from papers.lidar.runs import Run, parse_run
+from shared.t2i.options import PipelineOptions
 
 
 @dataclass(frozen=True)
@@ -110,18 +111,18 @@ class SolverOptions:
     """Arguments of the scheduler that differ from the model's own, ``<name>=<YAML value>``."""
     adapter: str = ""
     """LoRA weights by ``<hub name>/<file>``; empty: the model as it is."""
+    adapter_weight: float = 1.0
+    """Factor of these weights."""
     unet: str = ""
     """Hub name of a U-Net that replaces the model's; empty: the model's own."""
     timesteps: tuple[int, ...] = ()
     """Timesteps of the steps; empty: the scheduler's."""
 
 
-@dataclass(frozen=True)
-class HubOptions:
-    """A model of the hub with its rewards and prompts."""
+@dataclass(frozen=True, kw_only=True)
+class HubOptions(PipelineOptions):
+    """A pipeline of the hub, which samples by its scheduler as target sampler, with rewards and prompts."""
 
-    model: str
-    """Hub name of a text-to-image pipeline with a U-Net."""
     reward: str
     """Hub name of the CLIP model that guides, such as PickScore."""
     evaluator: str
@@ -133,7 +134,7 @@ class HubOptions:
     test_prompts: int
     """Prompts of the file, drawn at random."""
     precision: Literal["float32", "bfloat16", "float16"] = "float16"
-    """Of the pipeline; rewards and guidance are always computed in float32."""
+    """Of the pipeline; rewards, and the guidance of latents, are always computed in float32."""
     float32_decoder: bool = False
     """Whether the VAE runs in float32, as that of Stable Diffusion XL has to."""
     decode_batch: int = 8

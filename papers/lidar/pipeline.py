@@ -1,4 +1,4 @@
-"""LiDAR in any of diffusers' pipelines with a U-Net::
+"""LiDAR in diffusers' pipelines: Stable Diffusion 1.5 to 3, SDXL, FLUX, PixArt-α, latent consistency models::
 
 from papers.lidar.pipeline import draw_lookahead, lookahead_sampling
 
@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from papers.lidar.methods import lookahead_guidance
+from shared.t2i.pipeline_calls import unpack
 from shared.t2i.pipeline_hooks import plugged_in
 
 Reward = Callable[[Tensor, Sequence[str]], Tensor]
@@ -34,13 +35,14 @@ def lookahead_sampling(
     """Within the block, runs of the pipeline are guided by the lookahead samples.
 
     Args:
-        pipeline: of diffusers, with `unet`, `vae` and `scheduler`; its scheduler must not clip clean predictions.
+        pipeline: of diffusers, as `shared.t2i.pipeline_hooks` lists them; its scheduler must not clip what is clean.
         lookahead: final latents of the prompt's lookahead samples, (n, C, H, W), or of each image's prompt,
-            (B, n, C, H, W); as a pipeline gives them with `output_type="latent"`.
+            (B, n, C, H, W); as `draw_lookahead` gives them, or a pipeline with `output_type="latent"` (FLUX packs
+            them: see `image_latents`).
         rewards: of these, (n,) or (B, n).
         reward_weight: λ; 5000 for Stable Diffusion v1.5 and ImageReward.
         scale: s.
-        end_timestep: t_end, on the scale 0 to 999.
+        end_timestep: t_end, on the scale 0 to 999; with flow matching σ counts as 1000 σ.
 
     Raises:
         ValueError: on entering, a pipeline without these parts or one whose scheduler clips; in a run, as
@@ -101,9 +103,27 @@ def draw_lookahead(
         ]
     finally:
         pipeline.scheduler = own
-    latents = torch.cat(parts)
+    latents = image_latents(pipeline, torch.cat(parts), options.get("height"), options.get("width"))
     rewards = [reward(decode_images(pipeline, part), [text] * len(part)) for part in latents.split(decode_batch)]
     return latents, torch.cat(rewards)
+
+
+def image_latents(
+    pipeline: DiffusionPipeline, latents: Tensor, height: int | None = None, width: int | None = None
+) -> Tensor:
+    """A pipeline's final latents as (B, C, H, W): those of FLUX, packed by squares of four, are unpacked.
+
+    Args:
+        pipeline: of diffusers.
+        latents: (B, C, H, W), or (B, H W / 4, 4 C).
+        height: of the images in pixels; None: the pipeline's own.
+        width: likewise.
+    """
+    if latents.ndim == 4:
+        return latents
+    squares = [(side or pipeline.default_sample_size * pipeline.vae_scale_factor) for side in (height, width)]
+    rows, columns = (side // (2 * pipeline.vae_scale_factor) for side in squares)
+    return unpack(latents, rows, columns)
 
 
 def decode_images(pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:

@@ -2,11 +2,22 @@
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
-from diffusers_pipelines import draw, embeddings, scheduler, stable_diffusion, stable_diffusion_xl
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, PixArtAlphaPipeline
+from diffusers_pipelines import (
+    PIPELINES,
+    draw,
+    embeddings,
+    flux,
+    latent_consistency,
+    network,
+    scheduler,
+    stable_diffusion,
+    stable_diffusion_3,
+)
 
 from papers.lidar.lookahead_guidance import guide_model_output, lookahead_score, lookahead_weights
-from papers.lidar.pipeline import decode_images, draw_lookahead, lookahead_sampling
+from papers.lidar.pipeline import decode_images, draw_lookahead, image_latents, lookahead_sampling
+from shared.t2i.flow_matching import LARGEST_SIGMA
 
 AHEAD = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 REWARDS = torch.tensor([0.1, -0.4, 0.9, 0.2, 0.0])
@@ -45,7 +56,7 @@ def test_it_is_the_algorithm_step_by_step(kind):
     assert not torch.allclose(found, draw(pipeline), rtol=1e-3, atol=1e-2)
 
 
-@pytest.mark.parametrize("make", [stable_diffusion, stable_diffusion_xl])
+@pytest.mark.parametrize("make", PIPELINES)
 def test_images_come_closer_to_the_best_sample(make):
     pipeline = make()
     plain = draw(pipeline)
@@ -53,10 +64,10 @@ def test_images_come_closer_to_the_best_sample(make):
         guided = draw(pipeline)
     best = AHEAD[REWARDS.argmax()]
     assert ((guided - best).flatten(1).norm(dim=1) < (plain - best).flatten(1).norm(dim=1)).all()
-    assert all(parameter.grad is None for parameter in pipeline.unet.parameters())
+    assert all(parameter.grad is None for parameter in network(pipeline).parameters())
 
 
-@pytest.mark.parametrize("make", [stable_diffusion, stable_diffusion_xl])
+@pytest.mark.parametrize("make", PIPELINES)
 def test_without_scale_or_preference_it_is_the_pipeline(make):
     pipeline = make()
     plain = draw(pipeline)
@@ -88,19 +99,45 @@ def test_schedulers_that_count_in_sigma_are_guided_alike():
     assert expected.abs().max() > 0.1 and torch.allclose(guided - plain, expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("make", [stable_diffusion, stable_diffusion_xl])
+@pytest.mark.parametrize("make", [stable_diffusion_3, flux])
+def test_the_clean_prediction_of_a_flow_moves_to_the_tilted_mean(make):
+    """x̄0 = x - σ u moves by s Σ (w^r - w) x̂, with weights at x and α = 1 - σ."""
+    pipeline, seen = make(), []
+    original = pipeline.scheduler.step
+
+    def spied(output, timestep, sample, **options):
+        place = pipeline.scheduler.step_index or 0
+        seen.append((float(pipeline.scheduler.sigmas[place]), sample, sample - float(timestep) / 1000 * output))
+        return original(output, timestep, sample, **options)
+
+    pipeline.scheduler.step = spied
+    draw(pipeline)
+    with lookahead_sampling(pipeline, AHEAD, REWARDS, **STRENGTH):
+        draw(pipeline)
+    (sigma, noisy, plain), (*_, guided) = seen[0], seen[4]
+    start, moved = (image_latents(pipeline, each, 16, 16) for each in (noisy, guided - plain))
+    tilted, base = lookahead_weights(start, AHEAD, REWARDS, 1 - min(sigma, LARGEST_SIGMA), sigma, 40.0)
+    expected = 2.0 * torch.einsum("bn,n...->b...", tilted - base, AHEAD)
+    assert expected.abs().max() > 0.1 and torch.allclose(moved, expected, rtol=1e-2, atol=1e-2)
+
+
+# Given embeddings, Stable Diffusion 3 draws one image of each alone.
+@pytest.mark.parametrize("make", [make for make in PIPELINES if make is not stable_diffusion_3])
 def test_lookahead_samples_are_drawn_by_another_scheduler(make):
     pipeline = make()
     own = pipeline.scheduler
+    other = type(own) if make in (flux, latent_consistency) else DPMSolverMultistepScheduler
     prompt = {name: values[:1] for name, values in embeddings(pipeline).items()} | {"prompt": "a red cat"}
     options = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": 16, "width": 16}
+    if isinstance(pipeline, PixArtAlphaPipeline):
+        options |= {"use_resolution_binning": False, "negative_prompt": None}
 
     def drawn(**changes):
         return draw_lookahead(
             pipeline,
             prompt,
             redness,
-            scheduler=DPMSolverMultistepScheduler.from_config(own.config),
+            scheduler=other.from_config(own.config),
             generator=torch.Generator().manual_seed(3),
             **({"count": 5, "decode_batch": 2, "batch_size": 3} | changes),
             **options,

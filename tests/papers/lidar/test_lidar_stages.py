@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers_pipelines import stable_diffusion, stable_diffusion_xl
+from diffusers_pipelines import flux, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 from lidar_cases import SAMPLER, save_system
 from transformers import CLIPConfig, CLIPModel
 
 from papers.lidar import figures
 from papers.lidar.evaluate import evaluate
-from papers.lidar.hub import HubBench, draw_sets, own_prompts, prepare_pipeline, run_prompt, scheduler_of
+from papers.lidar.hub import HubBench, draw_sets, own_prompts, run_prompt, scheduler_of
 from papers.lidar.options import HubOptions, MixtureOptions, ScenePromptOptions, SolverOptions, TuneOptions
 from papers.lidar.sample import sample
 from papers.lidar.sample_hub import mean_costs, pictures, sampled_prompt, score_table
@@ -25,6 +25,7 @@ from papers.lidar.validate import validate
 from shared.errors import InputError
 from shared.results import read_metrics, read_units
 from shared.t2i.clip_scorer import ClipScorer
+from shared.t2i.hub_pipeline import prepare_pipeline
 from shared.tables import read_table
 
 PROMPTS = ScenePromptOptions(prompts_per_task=1, dev_prompts_per_task=1)
@@ -167,20 +168,24 @@ HUB_RUNS = ("vanilla", "bon/2", "lidar/d2-n2", "lidar/d2-n4", "permuted/d2-n4", 
 
 
 def hub_bench(make=stable_diffusion) -> HubBench:
-    pipeline = make()
-    prepare_pipeline(pipeline, HUB)
+    pipeline, flow = make(), make in (stable_diffusion_3, flux)
+    hub = replace(HUB, scheduler="own", size=16) if flow else HUB
+    prepare_pipeline(pipeline, hub)
 
-    def encode(prompt, *_, num_images_per_prompt=1, **__):
-        count = num_images_per_prompt if make is stable_diffusion_xl else _[1]
+    def encode(prompt, *arguments, num_images_per_prompt=None, **__):
+        count = num_images_per_prompt or arguments[1]  # that of Stable Diffusion gets it by place
         generator = torch.Generator().manual_seed(len(prompt))
         own = torch.randn(1, 5, 12, generator=generator).expand(count, -1, -1)
         if make is stable_diffusion:
             return own, torch.zeros_like(own)
         pooled = torch.randn(1, 10, generator=generator).expand(count, -1)
+        if make is flux:
+            return own, pooled, torch.zeros(5, 3)
         return own, torch.zeros_like(own), pooled, torch.zeros_like(pooled)
 
     pipeline.encode_prompt = encode
-    return HubBench(replace(SAMPLER, batch_size=3), HUB, pipeline, clip_scorer(0), clip_scorer(1), seed=3)
+    options = replace(SAMPLER, batch_size=3, eta=0.0 if flow else 1.0)
+    return HubBench(options, hub, pipeline, clip_scorer(0), clip_scorer(1), seed=3)
 
 
 @pytest.fixture
@@ -191,17 +196,19 @@ def prompt_file(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("make", [stable_diffusion, stable_diffusion_xl])
+@pytest.mark.parametrize("make", [stable_diffusion, stable_diffusion_xl, stable_diffusion_3, flux])
 def test_both_phases_run_on_a_pipeline_of_diffusers(make, tmp_path, prompt_file):
     bench, own = hub_bench(make), own_prompts(prompt_file, HUB)
-    draw_sets(bench, own, "d2", SOLVER, tmp_path)
+    flow = make in (stable_diffusion_3, flux)
+    solver = SolverOptions("FlowMatchEulerDiscreteScheduler") if flow else SOLVER
+    draw_sets(bench, own, "d2", solver, tmp_path)
     sets = sorted(tmp_path.glob("*.safetensors"))
     assert len(sets) == len(own) == 2
     written = [path.stat().st_mtime_ns for path in sets]
-    draw_sets(bench, own, "d2", SOLVER, tmp_path)  # a second time nothing is drawn
+    draw_sets(bench, own, "d2", solver, tmp_path)  # a second time nothing is drawn
     assert [path.stat().st_mtime_ns for path in sets] == written
 
-    solvers = {"d2": (SOLVER, tmp_path)}
+    solvers = {"d2": (solver, tmp_path)}
     found = [(row, prompt, sampled_prompt(bench, row, prompt, HUB_RUNS, solvers)) for row, prompt in own]
     table = score_table(found, seed=3)
     assert len(table) == 2 * len(HUB_RUNS) * 2 and table["seed"].eq(3).all()
@@ -210,7 +217,9 @@ def test_both_phases_run_on_a_pipeline_of_diffusers(make, tmp_path, prompt_file)
     vanilla, guided = (table[table["run"] == name]["guidance_score"].to_numpy() for name in ("vanilla", "lidar/d2-n4"))
     assert not np.allclose(vanilla, guided, atol=1e-6)
     costs = mean_costs(found)
-    assert costs["lidar/d2-n4"]["evaluations"] == 2 * 4 + 2 * 4 * 2 / 2 and costs["bon/2"]["evaluations"] == 16
+    branches = 1 if make is flux else 2  # guidance is an input of its network
+    assert costs["lidar/d2-n4"]["evaluations"] == branches * (4 + 4 * 2 / 2)
+    assert costs["bon/2"]["evaluations"] == branches * 8
     shown = pictures(found, ("vanilla", "best/d2-n4"))
     assert {name: tuple(each.shape) for name, each in shown.items()} == {
         "vanilla": (4, 3, 64, 64),

@@ -63,6 +63,8 @@ def test_the_paper_scale_is_the_papers():
     assert (settings.hub.reward_weight, settings.hub.scale, settings.sampler.end_timestep) == (5000, 12.5, 200)
     assert settings.sampler.images_per_prompt == 4 and settings.sampler.lookahead_size == 50
     assert settings_of("paper_sdxl").hub.float32_decoder
+    flux = settings_of("paper_flux")
+    assert flux.hub.scheduler == "own" and flux.sampler.eta == 0 and flux.solvers["d8"].adapter_weight == 0.125
 
 
 @pytest.mark.parametrize(
