@@ -106,7 +106,7 @@ def families(runs: list[str]) -> dict[str, list[str]]:
     curves: dict[str, list[str]] = {}
     for name in runs:
         each = parse_run(name)
-        if each.kind == "lidar":
+        if each.kind in ("lidar", "exact"):
             family = name.partition("-")[0]
         elif each.kind in ("bon", "date", "universal"):
             family = each.kind
@@ -138,7 +138,7 @@ def bon_as_dear(prompts: pd.DataFrame, costs: pd.DataFrame, matched: str) -> pd.
 
 def slope_rows(per_prompt: pd.DataFrame) -> pd.DataFrame:
     """Slope of each score against log n, for each prompt and lookahead sampler that has several n."""
-    ahead = per_prompt[per_prompt["method"].str.match(r"lidar/d\d+-n\d+$") & per_prompt["metric"].isin(SCORES)]
+    ahead = per_prompt[per_prompt["method"].str.match(r"(lidar|exact)/d\d+-n") & per_prompt["metric"].isin(SCORES)]
     tables = []
     for sampler, rows in ahead.groupby(ahead["method"].str.partition("-")[0]):
         sizes = rows["method"].map(lambda name: parse_run(name).lookahead_size)

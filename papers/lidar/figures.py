@@ -31,6 +31,7 @@ FAMILIES = {
     "lidar/d5": ("LiDAR, δ = 5", BLUE, "o"),
     "lidar/d8": ("LiDAR, δ = 8", BLUE, "o"),
     "lidar/d10": ("LiDAR, δ = 10", BLUE, "s"),
+    "exact/d5": ("LiDAR, δ = 5, s = 1", BLUE, "*"),
     "lidar/target": ("LiDAR, target sampler ahead", SKY, "P"),
     "bon": ("best of N", BLACK, "D"),
     "date": ("DATE", VERMILION, "^"),
@@ -86,7 +87,7 @@ def label(name: str) -> str:
     each = parse_run(name)
     if each.kind in KINDS:
         return f"{KINDS[each.kind]}, δ = {each.lookahead_steps}, n = {each.lookahead_size}"
-    if each.kind == "lidar":
+    if each.kind in ("lidar", "exact"):
         return f"{FAMILIES[name.partition('-')[0]][0]}, n = {each.lookahead_size}"
     if each.kind == "bon":
         return f"best of {each.count}"
@@ -112,7 +113,8 @@ def scaling(tables: Tables) -> Figure:
             sizes = [parse_run(run).lookahead_size for run in runs]
             color = STEP_COLOURS[parse_run(runs[0]).lookahead_steps]
             text = name.partition(", ")[2]
-            line_with_band(panel, sizes, values[runs].to_numpy(), label=text, color=color, marker="o")
+            dash = ":" if parse_run(runs[0]).kind == "exact" else "-"
+            line_with_band(panel, sizes, values[runs].to_numpy(), label=text, color=color, linestyle=dash, marker="o")
             shown.update(sizes)
         panel.axhline(values["vanilla"].mean(), color="0.5", linestyle="--", linewidth=0.9, label="target sampler")
         panel.set_xscale("log")
@@ -214,6 +216,8 @@ STRENGTHS = {
     "date": "length ρ of DATE's steps",
     "smc-difference": "λ of steering",
 }
+VARIANTS = {"lidar": ("exact", "lidar"), "smc-difference": ("smc-difference", "smc-max", "smc-sum")}
+"""What stands in one panel together."""
 
 
 def strengths(tables: Tables) -> Figure:
@@ -223,8 +227,7 @@ def strengths(tables: Tables) -> Figure:
     figure, axes = new_figure(2, len(names), width=2.1, height=2.0, sharey="row")
     for panels, metric in zip(axes, metrics, strict=True):
         for panel, name in zip(panels, names, strict=True):
-            potentials = ("smc-difference", "smc-max", "smc-sum") if name.startswith("smc") else (name,)
-            rows = tables.trials[tables.trials["tuned"].isin(potentials)]
+            rows = tables.trials[tables.trials["tuned"].isin(VARIANTS.get(name, (name,)))]
             groups, over = (["value"], "reward_weight") if name == "lidar" else (["tuned"], "value")
             for color, (_, group) in zip((BLUE, SKY, PURPLE), rows.groupby(groups), strict=False):
                 first = group.iloc[0]
