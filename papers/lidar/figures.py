@@ -153,7 +153,11 @@ def _families_against(panel: Axes, means: pd.Series, prices: pd.Series) -> None:
 
 
 def equal_score(tables: Tables) -> Figure:
-    """What an image costs where each family reaches the score of DATE in all steps, with 95 % intervals."""
+    """What an image costs where each family reaches the score of DATE in all steps, with 95 % intervals.
+
+    A curve that does not get there is only known to cost more than its dearest run: an arrow, and in how many of the
+    draws it does.
+    """
     table = tables.equal_score
     names = [family for family in FAMILIES if family in set(table["family"])]
     metrics = [metric for metric in SCORES if metric in set(table["score"])]
@@ -162,9 +166,16 @@ def equal_score(tables: Tables) -> Figure:
         for panel, kind in zip(panels, COST_LABELS, strict=True):
             rows = table[(table["score"] == metric) & (table["cost"] == kind)].set_index("family")
             for place, family in enumerate(reversed(names)):
-                row, color = rows.loc[family], FAMILIES[family][1]
-                panel.hlines(place, row["low"], row["high"], color=color, linewidth=2)
-                panel.plot(row["estimate"], place, FAMILIES[family][2], color=color, markersize=5)
+                row, (_, color, marker) = rows.loc[family], FAMILIES[family]
+                low, high, estimate = (min(row[name], row["dearest"]) for name in ("low", "high", "estimate"))
+                panel.hlines(place, low, high, color=color, linewidth=2)
+                face = color if row["estimate"] <= row["dearest"] else "white"
+                panel.plot(estimate, place, marker, color=color, markerfacecolor=face, markersize=5)
+                if row["high"] > row["dearest"]:
+                    panel.annotate(
+                        f"→ {row['reached']:.0%}", (high, place), (4, 0), textcoords="offset points", va="center",
+                        fontsize=6.5, color=color,
+                    )  # fmt: skip
             panel.set_title(f"DATE's level: {SCORES[metric]}", fontsize=8)
             panel.set_xscale("log")
         panels[0].set_yticks(range(len(names)), [FAMILIES[family][0] for family in reversed(names)])
