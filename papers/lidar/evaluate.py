@@ -17,8 +17,10 @@ Of each prompt, as a mean over its images, which share a lookahead set:
 Of a seed: ``evaluations``, ``reward_evaluations`` and ``seconds`` for an image; ``diversity`` (mean squared distance of
 a prompt's images by the evaluator's features) of all and of right images; ``gold`` by task; and
 ``evaluations_to_<score>`` and ``seconds_to_<score>``, what an image costs where a family's curve reaches the score of
-DATE in all steps (see ``cost_to_reach``; a curve that never does counts ten times its dearest run). ``equal_score``
-holds the same over all seeds with a 95 % interval, prompts drawn with replacement in each seed.
+DATE in all steps (see ``cost_to_reach``; a curve that never does counts ten times its dearest run), and ``log2_`` of
+both, in which that convention does not outweigh everything else. ``equal_score`` holds the cost over all seeds with a
+95 % interval, prompts drawn with replacement in each seed: family, score, cost (which of the two), estimate, low, high,
+``reached`` (share of these draws in which the curve reaches the score), and ``dearest``, the cost of its dearest run.
 
 ``cost`` is evaluations of the denoiser per image, a backward pass counted as two; ``wall_seconds`` is processor time of
 an image. Settings are ``test``, ``validation`` (the gates), each task, and ``mixture``.
@@ -44,6 +46,7 @@ COSTS = {"evaluations": "cost", "seconds": "wall_seconds"}
 REFERENCE = "date/1"
 """The run whose score the families' curves are to reach."""
 REPLICATES = 10_000
+EQUAL_SCORE = ("family", "score", "cost", "estimate", "low", "high", "reached", "dearest")
 
 
 def evaluate(
@@ -88,7 +91,7 @@ def evaluate(
         of_seeds.append(reach_rows(prompts, costs, curves))
         write_table(equal_score, equal_score_table(prompts, costs, curves))
     else:
-        write_table(equal_score, pd.DataFrame(columns=["family", "score", "cost", "estimate", "low", "high"]))
+        write_table(equal_score, pd.DataFrame(columns=EQUAL_SCORE))
     per_seed = pd.concat([aggregate(unit_table), *(rows.assign(**label) for rows in of_seeds)], ignore_index=True)
     known = costs.rename(columns={"run": "method", **COSTS})[["method", "seed", *COSTS.values()]].assign(setting=TEST)
     kept = per_seed.drop(columns=list(COSTS.values()), errors="ignore")
@@ -106,7 +109,7 @@ def families(runs: list[str]) -> dict[str, list[str]]:
     curves: dict[str, list[str]] = {}
     for name in runs:
         each = parse_run(name)
-        if each.kind == "lidar":
+        if each.kind in ("lidar", "exact"):
             family = name.partition("-")[0]
         elif each.kind in ("bon", "date", "universal"):
             family = each.kind
@@ -138,7 +141,7 @@ def bon_as_dear(prompts: pd.DataFrame, costs: pd.DataFrame, matched: str) -> pd.
 
 def slope_rows(per_prompt: pd.DataFrame) -> pd.DataFrame:
     """Slope of each score against log n, for each prompt and lookahead sampler that has several n."""
-    ahead = per_prompt[per_prompt["method"].str.match(r"lidar/d\d+-n\d+$") & per_prompt["metric"].isin(SCORES)]
+    ahead = per_prompt[per_prompt["method"].str.match(r"(lidar|exact)/d\d+-n") & per_prompt["metric"].isin(SCORES)]
     tables = []
     for sampler, rows in ahead.groupby(ahead["method"].str.partition("-")[0]):
         sizes = rows["method"].map(lambda name: parse_run(name).lookahead_size)
@@ -196,11 +199,12 @@ def reach_rows(prompts: pd.DataFrame, costs: pd.DataFrame, curves: dict[str, lis
                     )
                     label = {"method": family, "seed": int(seed), "setting": TEST}
                     rows.append({**label, "metric": f"{kind}_to_{score}", "value": value})
+                    rows.append({**label, "metric": f"log2_{kind}_to_{score}", "value": np.log2(value)})
     return pd.DataFrame(rows)
 
 
 def equal_score_table(prompts: pd.DataFrame, costs: pd.DataFrame, curves: dict[str, list[str]]) -> pd.DataFrame:
-    """Columns family, score, cost, estimate, low, high; see the module's docstring.
+    """The table of the module's docstring.
 
     The bootstrap draws the prompts of each seed, for all runs the same, and the reference's score with them.
     """
@@ -218,14 +222,15 @@ def equal_score_table(prompts: pd.DataFrame, costs: pd.DataFrame, curves: dict[s
         means = np.mean([table.mean().to_numpy() for table in groups], axis=0)
         for family, names in curves.items():
             columns = [place[name] for name in names]
+            reached = (resampled[:, columns].max(axis=1) >= resampled[:, place[REFERENCE]]).mean()
             for kind in COSTS:
                 curve = prices.loc[names, kind]
                 estimate = cost_to_reach(means[place[REFERENCE]], curve, means[columns])
                 values = cost_to_reach(resampled[:, place[REFERENCE]], curve, resampled[:, columns])
                 low, high = np.quantile(values, [0.025, 0.975])
-                label = {"family": family, "score": score, "cost": kind}
+                label = {"family": family, "score": score, "cost": kind, "reached": reached, "dearest": curve.max()}
                 rows.append({**label, "estimate": float(estimate), "low": low, "high": high})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=EQUAL_SCORE)
 
 
 if __name__ == "__main__":

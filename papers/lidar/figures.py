@@ -31,6 +31,7 @@ FAMILIES = {
     "lidar/d5": ("LiDAR, δ = 5", BLUE, "o"),
     "lidar/d8": ("LiDAR, δ = 8", BLUE, "o"),
     "lidar/d10": ("LiDAR, δ = 10", BLUE, "s"),
+    "exact/d5": ("LiDAR, δ = 5, s = 1", BLUE, "*"),
     "lidar/target": ("LiDAR, target sampler ahead", SKY, "P"),
     "bon": ("best of N", BLACK, "D"),
     "date": ("DATE", VERMILION, "^"),
@@ -86,7 +87,7 @@ def label(name: str) -> str:
     each = parse_run(name)
     if each.kind in KINDS:
         return f"{KINDS[each.kind]}, δ = {each.lookahead_steps}, n = {each.lookahead_size}"
-    if each.kind == "lidar":
+    if each.kind in ("lidar", "exact"):
         return f"{FAMILIES[name.partition('-')[0]][0]}, n = {each.lookahead_size}"
     if each.kind == "bon":
         return f"best of {each.count}"
@@ -112,7 +113,8 @@ def scaling(tables: Tables) -> Figure:
             sizes = [parse_run(run).lookahead_size for run in runs]
             color = STEP_COLOURS[parse_run(runs[0]).lookahead_steps]
             text = name.partition(", ")[2]
-            line_with_band(panel, sizes, values[runs].to_numpy(), label=text, color=color, marker="o")
+            dash = ":" if parse_run(runs[0]).kind == "exact" else "-"
+            line_with_band(panel, sizes, values[runs].to_numpy(), label=text, color=color, linestyle=dash, marker="o")
             shown.update(sizes)
         panel.axhline(values["vanilla"].mean(), color="0.5", linestyle="--", linewidth=0.9, label="target sampler")
         panel.set_xscale("log")
@@ -151,7 +153,11 @@ def _families_against(panel: Axes, means: pd.Series, prices: pd.Series) -> None:
 
 
 def equal_score(tables: Tables) -> Figure:
-    """What an image costs where each family reaches the score of DATE in all steps, with 95 % intervals."""
+    """What an image costs where each family reaches the score of DATE in all steps, with 95 % intervals.
+
+    A curve that does not get there is only known to cost more than its dearest run: an arrow, and in how many of the
+    draws it does.
+    """
     table = tables.equal_score
     names = [family for family in FAMILIES if family in set(table["family"])]
     metrics = [metric for metric in SCORES if metric in set(table["score"])]
@@ -160,9 +166,16 @@ def equal_score(tables: Tables) -> Figure:
         for panel, kind in zip(panels, COST_LABELS, strict=True):
             rows = table[(table["score"] == metric) & (table["cost"] == kind)].set_index("family")
             for place, family in enumerate(reversed(names)):
-                row, color = rows.loc[family], FAMILIES[family][1]
-                panel.hlines(place, row["low"], row["high"], color=color, linewidth=2)
-                panel.plot(row["estimate"], place, FAMILIES[family][2], color=color, markersize=5)
+                row, (_, color, marker) = rows.loc[family], FAMILIES[family]
+                low, high, estimate = (min(row[name], row["dearest"]) for name in ("low", "high", "estimate"))
+                panel.hlines(place, low, high, color=color, linewidth=2)
+                face = color if row["estimate"] <= row["dearest"] else "white"
+                panel.plot(estimate, place, marker, color=color, markerfacecolor=face, markersize=5)
+                if row["high"] > row["dearest"]:
+                    panel.annotate(
+                        f"→ {row['reached']:.0%}", (high, place), (4, 0), textcoords="offset points", va="center",
+                        fontsize=6.5, color=color,
+                    )  # fmt: skip
             panel.set_title(f"DATE's level: {SCORES[metric]}", fontsize=8)
             panel.set_xscale("log")
         panels[0].set_yticks(range(len(names)), [FAMILIES[family][0] for family in reversed(names)])
@@ -214,6 +227,8 @@ STRENGTHS = {
     "date": "length ρ of DATE's steps",
     "smc-difference": "λ of steering",
 }
+VARIANTS = {"lidar": ("exact", "lidar"), "smc-difference": ("smc-difference", "smc-max", "smc-sum")}
+"""What stands in one panel together."""
 
 
 def strengths(tables: Tables) -> Figure:
@@ -223,8 +238,7 @@ def strengths(tables: Tables) -> Figure:
     figure, axes = new_figure(2, len(names), width=2.1, height=2.0, sharey="row")
     for panels, metric in zip(axes, metrics, strict=True):
         for panel, name in zip(panels, names, strict=True):
-            potentials = ("smc-difference", "smc-max", "smc-sum") if name.startswith("smc") else (name,)
-            rows = tables.trials[tables.trials["tuned"].isin(potentials)]
+            rows = tables.trials[tables.trials["tuned"].isin(VARIANTS.get(name, (name,)))]
             groups, over = (["value"], "reward_weight") if name == "lidar" else (["tuned"], "value")
             for color, (_, group) in zip((BLUE, SKY, PURPLE), rows.groupby(groups), strict=False):
                 first = group.iloc[0]

@@ -57,9 +57,9 @@ class TuneOptions:
     """The search for strengths, with as many candidates for every method."""
 
     reward_weights: tuple[float, ...]
-    """λ of LiDAR, each with every scale below."""
-    scales: tuple[float, ...]
-    """s of LiDAR."""
+    """λ of LiDAR, at s as below and at s = 1 alike."""
+    scale: float
+    """s of LiDAR, the paper's; runs ``exact/...`` have 1."""
     universal_scales: tuple[float, ...]
     """Scales of Universal Guidance."""
     step_sizes: tuple[float, ...]
@@ -71,7 +71,7 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         sizes = {
-            len(self.reward_weights) * len(self.scales),
+            len(self.reward_weights),
             len(self.universal_scales),
             len(self.step_sizes),
             len(self.steering_weights),

@@ -6,7 +6,8 @@ name                          meaning
 ``vanilla``                   the target sampler alone
 ``bon/<N>``                   best of N: of N target samples the one with the highest reward is kept
 ``lidar/d<δ>-n<n>``           LiDAR with the first n lookahead samples of a solver with δ steps
-``permuted/d<δ>-n<n>``        the same with the rewards of each prompt's lookahead samples shuffled: a control
+``exact/d<δ>-n<n>``           the same at s = 1, which is exact for a model that equals its lookahead samples
+``permuted/d<δ>-n<n>``        LiDAR with the rewards of each prompt's lookahead samples shuffled: a control
 ``oracle/d<δ>-n<n>``          LiDAR with the checker's verdicts on the lookahead samples, 1 or 0, as rewards: a control
 ``lidar/target-n<n>``         LiDAR with lookahead samples of the target sampler itself: a control
 ``best/d<δ>-n<n>``            the best lookahead sample itself
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 
 TARGET = "target"
 """Stands for δ where the target sampler draws the lookahead samples."""
-_AHEAD = re.compile(r"(lidar|permuted|oracle|best|renoised)/(?:d(\d+)|target)-n(\d+)")
+_AHEAD = re.compile(r"(lidar|exact|permuted|oracle|best|renoised)/(?:d(\d+)|target)-n(\d+)")
 _STEERED = re.compile(r"smc-(difference|max|sum)/k(\d+)")
 
 

@@ -112,7 +112,7 @@ class SceneBench:
         """Sample a run; `strength` is what it was tuned to, None for runs without one."""
         if run.kind in ("vanilla", "bon"):
             return self._best_of(run.count)
-        if run.kind in ("lidar", "permuted", "oracle"):
+        if run.kind in ("lidar", "exact", "permuted", "oracle"):
             return self._with_lookahead(run, strength)
         if run.kind in ("best", "renoised"):
             return self._from_best(run, strength)

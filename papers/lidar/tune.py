@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pandas as pd
 
 from papers.lidar.options import SamplerOptions, ScenePromptOptions, TuneOptions
@@ -23,8 +21,9 @@ def candidates(tried: Run, options: TuneOptions) -> list[Strength]:
     Raises:
         ValueError: a run without a strength.
     """
-    if tried.kind == "lidar":
-        return [Strength(scale, weight) for weight, scale in itertools.product(options.reward_weights, options.scales)]
+    if tried.kind in ("lidar", "exact"):
+        scale = options.scale if tried.kind == "lidar" else 1.0
+        return [Strength(scale, weight) for weight in options.reward_weights]
     grids = {
         "universal": options.universal_scales,
         "date": options.step_sizes,

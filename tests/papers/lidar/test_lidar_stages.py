@@ -29,8 +29,18 @@ from shared.t2i.hub_pipeline import prepare_pipeline
 from shared.tables import read_table
 
 PROMPTS = ScenePromptOptions(prompts_per_task=1, dev_prompts_per_task=1)
-TUNED = ("lidar/d2-n4", "universal", "date/1")
-RUNS = ("vanilla", "bon/2", "lidar/d2-n2", "lidar/d2-n4", "permuted/d2-n4", "universal-reward", "date/1", "date/2")
+TUNED = ("lidar/d2-n4", "exact/d2-n4", "universal", "date/1")
+RUNS = (
+    "vanilla",
+    "bon/2",
+    "lidar/d2-n2",
+    "lidar/d2-n4",
+    "exact/d2-n4",
+    "permuted/d2-n4",
+    "universal-reward",
+    "date/1",
+    "date/2",
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +49,7 @@ def made(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("lidar")
     system = save_system(folder)
-    options = TuneOptions((20.0, 80.0), (1.0,), (1.0, 3.0), (0.5, 1.0), (10.0, 30.0), (2, 3))
+    options = TuneOptions((20.0, 80.0), 3.0, (1.0, 3.0), (0.5, 1.0), (10.0, 30.0), (2, 3))
     tune(SAMPLER, PROMPTS, options, seed=9, runs=TUNED, **system, trials=folder / "trials")
     select(criterion="gold_share", trials=(folder / "trials",), strengths=folder / "strengths")
     chosen = {"strengths": folder / "strengths", **system}
@@ -73,8 +83,10 @@ def made(tmp_path_factory):
 
 def test_strengths_are_selected_by_the_criterion(made):
     trials, chosen = read_table(made / "trials"), read_table(made / "strengths").set_index("tuned")
-    assert trials.groupby("tuned").size().to_dict() == {"date": 2, "lidar": 2, "universal": 2}
-    for name, rows in trials.groupby("tuned"):
+    assert trials.groupby("tuned").size().to_dict() == {"date": 2, "exact": 2, "lidar": 2, "universal": 2}
+    tried = trials.groupby("tuned")
+    assert set(tried.get_group("lidar")["value"]) == {3.0} and set(tried.get_group("exact")["value"]) == {1.0}
+    for name, rows in tried:
         best = rows[rows["gold_share"] == rows["gold_share"].max()].iloc[0]
         assert chosen.loc[name, "value"] == best["value"]
     greedy = trials[trials["tuned"] == "universal"].sort_values("guidance_score").iloc[-1]
@@ -124,7 +136,8 @@ def test_tables_say_what_was_measured(made):
 
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_figures_are_drawn(made, name, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "FAMILIES", figures.FAMILIES | {"lidar/d2": ("LiDAR, δ = 2", "#000000", "o")})
+    tiny = {family: ("LiDAR, δ = 2", "#000000", "o") for family in ("lidar/d2", "exact/d2")}
+    monkeypatch.setattr(figures, "FAMILIES", figures.FAMILIES | tiny)
     monkeypatch.setattr(figures, "STEP_COLOURS", figures.STEP_COLOURS | {2: "#000000"})
     tables = {key: made / key for key in ("metrics", "equal_score", "errors")}
     listed = {"trials": (made / "trials",), "scores": (made / "scores",), "images": (made / "images",)}
