@@ -110,7 +110,7 @@ def families(runs: list[str]) -> dict[str, list[str]]:
     for name in runs:
         each = parse_run(name)
         if each.kind in ("lidar", "exact"):
-            family = name.partition("-")[0]
+            family = f"{each.kind}/{each.solver}"
         elif each.kind in ("bon", "date", "universal"):
             family = each.kind
         elif each.kind == "smc":
@@ -143,7 +143,7 @@ def slope_rows(per_prompt: pd.DataFrame) -> pd.DataFrame:
     """Slope of each score against log n, for each prompt and lookahead sampler that has several n."""
     ahead = per_prompt[per_prompt["method"].str.match(r"(lidar|exact)/d\d+-n") & per_prompt["metric"].isin(SCORES)]
     tables = []
-    for sampler, rows in ahead.groupby(ahead["method"].str.partition("-")[0]):
+    for sampler, rows in ahead.groupby(ahead["method"].str.replace(r"-n\d+", "", regex=True)):
         sizes = rows["method"].map(lambda name: parse_run(name).lookahead_size)
         if sizes.nunique() < 2:
             continue

@@ -29,8 +29,14 @@ SCORES = {"guidance_score": "guiding reward", "gold": "right images", "evaluator
 FAMILIES = {
     "lidar/d3": ("LiDAR, δ = 3", SKY, "o"),
     "lidar/d5": ("LiDAR, δ = 5", BLUE, "o"),
+    "lidar/d4": ("LiDAR, δ = 4", GREEN, "o"),
     "lidar/d8": ("LiDAR, δ = 8", BLUE, "o"),
-    "lidar/d10": ("LiDAR, δ = 10", BLUE, "s"),
+    "lidar/d4@dmd": ("LiDAR, DMD2, δ = 4", VERMILION, "o"),
+    "lidar/d1@dmd": ("LiDAR, DMD2, δ = 1", VERMILION, "s"),
+    "lidar/d4@lcm": ("LiDAR, LCM, δ = 4", GREEN, "o"),
+    "lidar/d4@lightning": ("LiDAR, Lightning, δ = 4", ORANGE, "o"),
+    "lidar/d1@hyper": ("LiDAR, Hyper-SD, δ = 1", PURPLE, "o"),
+    "lidar/d10": ("LiDAR, δ = 10", PURPLE, "s"),
     "exact/d5": ("LiDAR, δ = 5, s = 1", BLUE, "*"),
     "lidar/target": ("LiDAR, target sampler ahead", SKY, "P"),
     "bon": ("best of N", BLACK, "D"),
@@ -46,8 +52,6 @@ KINDS = {
     "best": "best lookahead",
     "renoised": "the same, re-noised",
 }
-STEP_COLOURS = {3: SKY, 5: BLUE, 8: BLUE, 10: PURPLE}
-"""Of curves over n, by δ."""
 COST_LABELS = {"evaluations": "denoiser evaluations per image", "seconds": "processor seconds per image"}
 RIGHT, WRONG = "#009E73", "#D55E00"
 
@@ -88,7 +92,7 @@ def label(name: str) -> str:
     if each.kind in KINDS:
         return f"{KINDS[each.kind]}, δ = {each.lookahead_steps}, n = {each.lookahead_size}"
     if each.kind in ("lidar", "exact"):
-        return f"{FAMILIES[name.partition('-')[0]][0]}, n = {each.lookahead_size}"
+        return f"{FAMILIES[f'{each.kind}/{each.solver}'][0]}, n = {each.lookahead_size}"
     if each.kind == "bon":
         return f"best of {each.count}"
     if each.kind == "smc":
@@ -103,18 +107,20 @@ def label(name: str) -> str:
 def scaling(tables: Tables) -> Figure:
     """Scores against the number of lookahead samples, a curve for each number of their steps (the paper's Fig. 3)."""
     figure, axes = new_figure(1, len(tables.scored), width=2.9, height=2.7)
+    curves = families(list(tables.costs.index))
     for panel, metric in zip(axes[0], tables.scored, strict=True):
         values, shown = tables.by_seed(metric), set()
-        for family, (name, *_) in FAMILIES.items():
-            runs = [run for run in values if run.startswith(f"{family}-") and "/d" in run]
-            if not runs:
+        for family, (name, color, marker) in FAMILIES.items():
+            members = [parse_run(run) for run in curves.get(family, ())]
+            members = sorted((run for run in members if run.lookahead_steps), key=lambda run: run.lookahead_size)
+            if not members:
                 continue
-            runs.sort(key=lambda run: parse_run(run).lookahead_size)
-            sizes = [parse_run(run).lookahead_size for run in runs]
-            color = STEP_COLOURS[parse_run(runs[0]).lookahead_steps]
+            runs, sizes = [run.name for run in members], [run.lookahead_size for run in members]
             text = name.partition(", ")[2]
-            dash = ":" if parse_run(runs[0]).kind == "exact" else "-"
-            line_with_band(panel, sizes, values[runs].to_numpy(), label=text, color=color, linestyle=dash, marker="o")
+            dash = ":" if members[0].kind == "exact" else "-"
+            line_with_band(
+                panel, sizes, values[runs].to_numpy(), label=text, color=color, linestyle=dash, marker=marker
+            )
             shown.update(sizes)
         panel.axhline(values["vanilla"].mean(), color="0.5", linestyle="--", linewidth=0.9, label="target sampler")
         panel.set_xscale("log")

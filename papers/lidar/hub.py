@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from accelerate import PartialState
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from papers.lidar.cost import model_evaluations_per_image
+from papers.lidar.cost import BACKWARD, model_evaluations_per_image
 from papers.lidar.lookahead_sets import LookaheadSet, load_set, lookahead_key, save_set
 from papers.lidar.measures import diversity
+from papers.lidar.methods import LateScheduler, SteeredScheduler, adaptive_embedding
 from papers.lidar.options import HubOptions, SamplerOptions, SolverOptions
 from papers.lidar.pipeline import decode_images, draw_lookahead, image_latents, lookahead_sampling
 from papers.lidar.runs import Run, parse_run
@@ -25,13 +28,17 @@ from shared.data_order import generator_for
 from shared.errors import InputError
 from shared.options import plain
 from shared.t2i.clip_scorer import ClipScorer, load_clip
+from shared.t2i.guidance import universal_guidance
 from shared.t2i.hub_pipeline import image_size, open_pipeline
-from shared.t2i.pipeline_hooks import network_of
+from shared.t2i.pipeline_calls import decoder
+from shared.t2i.pipeline_hooks import network_of, plugged_in
 from shared.t2i.prompt_files import Prompt, read_prompts, split_prompts
 
-TARGET_NOISE, LOOKAHEAD_NOISE, SHUFFLE = range(3)
+TARGET_NOISE, LOOKAHEAD_NOISE, SHUFFLE, RENOISING, RESAMPLING = range(5)
 """Kinds of random draws, by seed, prompt and image."""
-SUPPORTED = ("vanilla", "bon", "lidar", "permuted", "best")
+GRADIENT = ("universal", "date")
+"""Kinds of runs that differentiate the network."""
+SUPPORTED = ("vanilla", "bon", "lidar", "permuted", "best", "renoised", "smc", *GRADIENT)
 
 
 class HubBench:
@@ -61,12 +68,18 @@ class HubBench:
 
     def key(self, text: str, name: str, solver: SolverOptions) -> str:
         """Key of a prompt's lookahead set."""
-        settings = {**plain(solver), "name": name, "guidance_scale": self.options.lookahead_guidance_scale}
+        settings = {**plain(solver), "name": name, "guidance_scale": self.lookahead_scale(solver)}
         settings |= {"seed": self.seed, "size": self.options.lookahead_size, "reward": self.hub.reward}
         return lookahead_key(text, self.hub.model, settings)
 
+    def lookahead_scale(self, solver: SolverOptions) -> float:
+        """Scale of classifier-free guidance of a lookahead sampler."""
+        own = solver.guidance_scale
+        return self.options.lookahead_guidance_scale if own is None else own
+
     def draw_set(self, row: int, prompt: Prompt, name: str, solver: SolverOptions) -> LookaheadSet:
-        """The lookahead set of a prompt, with the solver called `d<δ>`."""
+        """The lookahead set of a prompt, with the solver of this name, ``d<δ>`` or ``d<δ>@<ending>``."""
+        steps = int(name.partition("@")[0][1:])
         latents, rewards = draw_lookahead(
             self.pipeline,
             prompt.text,
@@ -76,14 +89,18 @@ class HubBench:
             decode_batch=self.hub.decode_batch,
             batch_size=self.options.batch_size,
             generator=generator_for(self.seed, LOOKAHEAD_NOISE, row),
-            guidance_scale=self.options.lookahead_guidance_scale,
+            guidance_scale=self.lookahead_scale(solver),
             **image_size(self.hub),
-            **({"timesteps": list(solver.timesteps)} if solver.timesteps else {"num_inference_steps": int(name[1:])}),
+            **({"timesteps": list(solver.timesteps)} if solver.timesteps else {"num_inference_steps": steps}),
         )
         return LookaheadSet(self.key(prompt.text, name, solver), latents, rewards)
 
-    def sample_run(self, run: Run, row: int, prompt: Prompt, lookahead: LookaheadSet | None) -> dict[str, Any]:
+    def sample_run(
+        self, run: Run, row: int, prompt: Prompt, lookahead: LookaheadSet | None, solver: SolverOptions | None = None
+    ) -> dict[str, Any]:
         """Images of one prompt in a run: scores by metric (M,), the images as bytes, and costs of an image.
+
+        `lookahead` was drawn with `solver`; runs without lookahead samples need neither.
 
         Raises:
             ValueError: a kind of run that is not supported here.
@@ -91,23 +108,39 @@ class HubBench:
         if run.kind not in SUPPORTED:
             raise ValueError(f"run: {run.name} is not supported on models of the hub")
         started = time.perf_counter()
-        if run.kind == "best":
-            latents = lookahead.best[None].expand(self.options.images_per_prompt, -1, -1, -1)
-        elif run.kind in ("vanilla", "bon"):
+        if run.kind in ("vanilla", "bon"):
             latents = self._best_of(run.count, row, prompt)
+        elif run.kind == "best":
+            latents = lookahead.best[None].expand(self.options.images_per_prompt, -1, -1, -1)
+        elif run.kind == "renoised":
+            latents = self._renoised(row, prompt, lookahead.best)
+        elif run.kind == "smc":
+            latents = self._steered(run, row, prompt)
         else:
-            rewards = lookahead.rewards
-            if run.kind == "permuted":
-                rewards = rewards[torch.randperm(len(rewards), generator=generator_for(self.seed, SHUFFLE, row))]
-            strength = {"reward_weight": self.hub.reward_weight, "scale": self.hub.scale}
-            with lookahead_sampling(
-                self.pipeline, lookahead.latents, rewards, end_timestep=self.options.end_timestep, **strength
-            ):
+            with self._guidance(run, row, prompt, lookahead):
                 latents = self._target(row, prompt, range(self.options.images_per_prompt))
         seconds = (time.perf_counter() - started) / len(latents)
-        return self._judge(prompt, latents) | {"costs": self._costs(run, seconds)}
+        return self._judge(prompt, latents) | {"costs": self._costs(run, seconds, solver)}
 
-    def _target(self, row: int, prompt: Prompt, copies: range) -> Tensor:
+    def _guidance(
+        self, run: Run, row: int, prompt: Prompt, lookahead: LookaheadSet | None
+    ) -> AbstractContextManager[None]:
+        """What acts in the steps of the pipeline within the block."""
+        evaluate = self._reward_of(prompt)
+        if run.kind == "universal":
+            return plugged_in(self.pipeline, universal_guidance(evaluate, self.hub.universal_scale))
+        if run.kind == "date":
+            method = adaptive_embedding(evaluate, self.hub.step_size, run.count, self.options.num_steps)
+            return plugged_in(self.pipeline, method)
+        rewards = lookahead.rewards
+        if run.kind == "permuted":
+            rewards = rewards[torch.randperm(len(rewards), generator=generator_for(self.seed, SHUFFLE, row))]
+        strength = {"reward_weight": self.hub.reward_weight, "scale": self.hub.scale}
+        return lookahead_sampling(
+            self.pipeline, lookahead.latents, rewards, end_timestep=self.options.end_timestep, **strength
+        )
+
+    def _target(self, row: int, prompt: Prompt, copies: range, **changes: Any) -> Tensor:
         size = image_size(self.hub)
         latents = self.pipeline(
             prompt.text,
@@ -119,6 +152,7 @@ class HubBench:
             # Pipelines of flow matching have no such argument.
             **({"eta": self.options.eta} if self.options.eta else {}),
             **size,
+            **changes,
         ).images
         return image_latents(self.pipeline, latents, **size)
 
@@ -130,19 +164,59 @@ class HubBench:
         rewards = torch.stack([self._rewards_of_latents(part, prompt) for part in parts])  # (N, M)
         return torch.stack(parts)[rewards.argmax(dim=0), torch.arange(size)]
 
-    def _costs(self, run: Run, seconds: float) -> dict[str, float]:
-        images = self.options.images_per_prompt
-        steps = {"best": 0, "bon": run.count * self.options.num_steps}.get(run.kind, self.options.num_steps)
-        ahead = {"num_lookahead": run.lookahead_size, "lookahead_steps": run.lookahead_steps or 0}
+    def _renoised(self, row: int, prompt: Prompt, best: Tensor) -> Tensor:
+        """The best lookahead sample (C, H, W), noised and finished by the last steps of the target sampler."""
+        copies = range(self.options.images_per_prompt)
+        late = LateScheduler(self.pipeline.scheduler, self.hub.renoising_steps)
+        late.set_timesteps(self.options.num_steps)
+        noise = torch.stack(
+            [torch.randn(best.shape, generator=generator_for(self.seed, RENOISING, row, copy)) for copy in copies]
+        )
+        start = late.add_noise(best.float().cpu().expand_as(noise), noise, late.timesteps[:1].cpu())
+        precision = next(network_of(self.pipeline).parameters())
+        with replaced_scheduler(self.pipeline, late):
+            return self._target(row, prompt, copies, latents=start.to(precision))
+
+    def _steered(self, run: Run, row: int, prompt: Prompt) -> Tensor:
+        decode = decoder(self.pipeline)
+        steered = SteeredScheduler(
+            self.pipeline.scheduler,
+            torch.no_grad()(self._reward_of(prompt)),
+            lambda latents: decode(latents).clamp(0, 1),
+            particles=run.count,
+            potential=run.potential,
+            reward_weight=self.hub.steering_weight,
+            steps=self.options.steering_steps,
+            seeds=[(self.seed, RESAMPLING, row)],
+        )
+        with replaced_scheduler(self.pipeline, steered):
+            return self._target(row, prompt, range(run.count))[: self.options.images_per_prompt]
+
+    def _costs(self, run: Run, seconds: float, solver: SolverOptions | None) -> dict[str, float]:
+        images, steps = self.options.images_per_prompt, self.options.num_steps
         # Without guidance, or where its scale is an input of the network, that is evaluated once a step.
         twice = not getattr(network_of(self.pipeline).config, "guidance_embeds", False)
-        guided = {
-            "target_cfg": twice and self.options.guidance_scale > 1,
-            "lookahead_cfg": twice and self.options.lookahead_guidance_scale > 1,
-        }
-        evaluations = model_evaluations_per_image(target_steps=steps, num_images=images, **ahead, **guided)
-        ratings = run.count if run.kind == "bon" else run.lookahead_size / images
+        target_cfg = twice and self.options.guidance_scale > 1
+        ahead = {"num_lookahead": run.lookahead_size, "lookahead_steps": run.lookahead_steps or 0}
+        if solver is not None:
+            ahead["lookahead_cfg"] = twice and self.lookahead_scale(solver) > 1
+        drawn = {"best": 0, "renoised": self.hub.renoising_steps, "bon": run.count * steps}.get(run.kind, steps)
+        evaluations = model_evaluations_per_image(target_steps=drawn, num_images=images, target_cfg=target_cfg, **ahead)
+        ratings = {"bon": run.count, "universal": steps}.get(run.kind, run.lookahead_size / images)
+        if run.kind == "universal":  # both branches a second time, with gradient
+            evaluations += steps * (2 if target_cfg else 1) * (1 + BACKWARD)
+        elif run.kind == "date":  # the branch with the prompt again, with gradient, and without prompt for the update
+            ratings = len(range(0, steps, run.count))
+            evaluations += ratings * (1 + BACKWARD + (1 if target_cfg else 0))
+        elif run.kind == "smc":
+            evaluations *= run.count / images
+            ratings = len({*self.options.steering_steps, steps - 1}) * run.count / images
         return {"evaluations": evaluations, "reward_evaluations": ratings, "seconds": seconds}
+
+    def _reward_of(self, prompt: Prompt) -> Callable[[Tensor], Tensor]:
+        """The reward of images of a prompt, differentiable."""
+        features = self.reward.text_features([prompt.text])
+        return lambda images: self.reward(images, features)
 
     def _rewards(self, images: Tensor, texts: Sequence[str]) -> Tensor:
         return self.reward(images, self.reward.text_features(texts)).cpu()
@@ -169,6 +243,16 @@ class HubBench:
         }
 
 
+@contextmanager
+def replaced_scheduler(pipeline: DiffusionPipeline, scheduler: Any) -> Iterator[None]:
+    """Within the block, the pipeline samples by another scheduler."""
+    own, pipeline.scheduler = pipeline.scheduler, scheduler
+    try:
+        yield
+    finally:
+        pipeline.scheduler = own
+
+
 def scheduler_of(solver: SolverOptions, pipeline: DiffusionPipeline) -> Any:
     """The scheduler of a lookahead sampler on the pipeline's noise schedule.
 
@@ -187,8 +271,25 @@ def scheduler_of(solver: SolverOptions, pipeline: DiffusionPipeline) -> Any:
     return kind.from_config(pipeline.scheduler.config, **settings)
 
 
-def open_hub(options: SamplerOptions, hub: HubOptions, *, seed: int, solver: SolverOptions | None = None) -> HubBench:
-    """The models of the options on this process's device, with a lookahead sampler's own weights if it has some."""
+def open_hub(
+    options: SamplerOptions,
+    hub: HubOptions,
+    *,
+    seed: int,
+    solver: SolverOptions | None = None,
+    runs: Sequence[str] = (),
+) -> HubBench:
+    """The models of the options on this process's device.
+
+    Args:
+        options: of the samplers.
+        hub: of the models.
+        seed: of all noise.
+        solver: a lookahead sampler that draws, with weights of its own if it has some.
+        runs: that are to be sampled: for those that differentiate the network, it is in single precision.
+    """
+    if any(parse_run(name).kind in GRADIENT for name in runs):
+        hub = replace(hub, precision="float32")
     pipeline = open_pipeline(hub)
     if solver is not None and solver.unet:
         pipeline.unet = UNet2DConditionModel.from_pretrained(
@@ -227,10 +328,9 @@ def run_prompt(
     """All runs of one prompt, see `HubBench.sample_run`; `solvers` are the lookahead samplers with their folders."""
     found = {}
     for run in map(parse_run, names):
-        lookahead = None
-        if run.lookahead_size:
-            name = f"d{run.lookahead_steps}"
+        lookahead = solver = None
+        if name := run.solver:
             solver, folder = solvers[name]
             lookahead = load_set(folder, bench.key(prompt.text, name, solver)).first(run.lookahead_size)
-        found[run.name] = bench.sample_run(run, row, prompt, lookahead)
+        found[run.name] = bench.sample_run(run, row, prompt, lookahead, solver)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -110,11 +111,13 @@ class SteeredScheduler:
         self._running = [torch.zeros(particles) for _ in seeds]
         self._products = [torch.zeros(particles) for _ in seeds]
         self.reward_evaluations = 0
+        # Pipelines look at the signature for what a scheduler takes, such as eta.
+        self.step = functools.wraps(scheduler.step)(functools.partial(self._step))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scheduler, name)
 
-    def step(self, output: Tensor, timestep: Tensor, latents: Tensor, **options: Any) -> Any:
+    def _step(self, output: Tensor, timestep: Tensor, latents: Tensor, **options: Any) -> Any:
         index = int((self._scheduler.timesteps == timestep).nonzero()[0])
         last = index == len(self._scheduler.timesteps) - 1
         if last or index in self._steps:

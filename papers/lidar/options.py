@@ -117,6 +117,8 @@ class SolverOptions:
     """Hub name of a U-Net that replaces the model's; empty: the model's own."""
     timesteps: tuple[int, ...] = ()
     """Timesteps of the steps; empty: the scheduler's."""
+    guidance_scale: float | None = None
+    """Scale of classifier-free guidance, 1 without; None: the sampler's ``lookahead_guidance_scale``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +133,14 @@ class HubOptions(PipelineOptions):
     """λ of LiDAR."""
     scale: float
     """s of LiDAR."""
+    universal_scale: float
+    """Scale of Universal Guidance."""
+    step_size: float
+    """Length ρ of DATE's steps."""
+    steering_weight: float
+    """λ of Feynman-Kac steering."""
+    renoising_steps: int
+    """Steps of the target sampler that finish a noised lookahead sample."""
     test_prompts: int
     """Prompts of the file, drawn at random."""
     precision: Literal["float32", "bfloat16", "float16"] = "float16"
@@ -171,7 +181,7 @@ class Scale:
     hub: HubOptions | None = None
     """Models of the hub."""
     solvers: dict[str, SolverOptions] | None = None
-    """With ``hub``: lookahead samplers, by the name and number of steps that runs use, such as ``d5``."""
+    """With ``hub``: lookahead samplers by the names that runs use, such as ``d5`` or ``d4@lcm``."""
     prompts: str | None = None
     """With ``hub``: GenEval's metadata (.jsonl), or a table with a column ``prompt`` or ``caption`` (.csv)."""
     processes: int = 0
@@ -196,6 +206,10 @@ class Scale:
         for run in self.all_runs:
             if run.lookahead_size > self.sampler.lookahead_size:
                 raise ValueError(f"lookahead_size: must be at least that of {run.name}")
+            if run.kind in ("renoised", "smc") and self.hub is not None and self.hub.scheduler == "own":
+                raise ValueError(f"families: {run.name} needs the scheduler ddim")
+            if run.ending and self.scenes is not None:
+                raise ValueError(f"families: {run.name}: the testbed has one solver of {run.lookahead_steps} steps")
 
     @property
     def all_runs(self) -> list[Run]:
@@ -203,12 +217,12 @@ class Scale:
         return [parse_run(name) for family in self.families.values() for name in family]
 
     def solver_of(self, family: str) -> str | None:
-        """Name of the lookahead sampler that a family's runs use, ``d<δ>``; None for one without.
+        """Name of the lookahead sampler that a family's runs use; None for one without.
 
         Raises:
             ValueError: they use several.
         """
-        names = {f"d{run.lookahead_steps}" for run in map(parse_run, self.families[family]) if run.lookahead_size}
+        names = {parse_run(name).solver for name in self.families[family]} - {None}
         if len(names) > 1:
             raise ValueError(f"families: {family} needs one lookahead sampler, has {', '.join(sorted(names))}")
         return next(iter(names), None)

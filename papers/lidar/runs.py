@@ -17,6 +17,8 @@ name                          meaning
 ``date/<k>``                  DATE: the reward's gradient moves the text embedding, in every k-th step
 ``smc-<potential>/k<K>``      Feynman-Kac steering of K particles for each prompt; the images are the first of them
 ============================  ==========================================================================================
+
+On models of the hub an ending may tell solvers of as many steps apart: that of ``lidar/d4-n50@lcm`` is ``d4@lcm``.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from dataclasses import dataclass
 
 TARGET = "target"
 """Stands for δ where the target sampler draws the lookahead samples."""
-_AHEAD = re.compile(r"(lidar|exact|permuted|oracle|best|renoised)/(?:d(\d+)|target)-n(\d+)")
+_AHEAD = re.compile(r"(lidar|exact|permuted|oracle|best|renoised)/(?:d(\d+)|target)-n(\d+)(?:@([a-z0-9]+))?")
 _STEERED = re.compile(r"smc-(difference|max|sum)/k(\d+)")
 
 
@@ -41,6 +43,7 @@ class Run:
         lookahead_size: n; 0 for kinds without lookahead samples.
         count: N of `bon`, K of `smc`, k of `date`.
         potential: of `smc`.
+        ending: that tells lookahead samplers of as many steps apart.
     """
 
     name: str
@@ -49,6 +52,15 @@ class Run:
     lookahead_size: int = 0
     count: int = 1
     potential: str | None = None
+    ending: str = ""
+
+    @property
+    def solver(self) -> str | None:
+        """Name of the lookahead sampler, ``d<δ>``, ``d<δ>@<ending>`` or ``target``; None for runs without one."""
+        if not self.lookahead_size:
+            return None
+        name = f"d{self.lookahead_steps}" if self.lookahead_steps else TARGET
+        return f"{name}@{self.ending}" if self.ending else name
 
     @property
     def tuned(self) -> str | None:
@@ -67,9 +79,9 @@ def parse_run(name: str) -> Run:
     if name in ("vanilla", "universal", "universal-reward"):
         return Run(name, name)
     if match := _AHEAD.fullmatch(name):
-        kind, steps, size = match.groups()
+        kind, steps, size, ending = match.groups()
         if int(size) > 0 and steps != "0":
-            return Run(name, kind, int(steps) if steps else None, int(size))
+            return Run(name, kind, int(steps) if steps else None, int(size), ending=ending or "")
     if (match := re.fullmatch(r"(bon|date)/(\d+)", name)) and int(match[2]) > 0:
         return Run(name, match[1], count=int(match[2]))
     if (match := _STEERED.fullmatch(name)) and int(match[2]) > 0:

@@ -34,7 +34,7 @@ def sample_hub(
     images: Output,
 ) -> dict[str, Any]:
     """Sample runs with the lookahead sets of one solver, ``d<δ>``; without sets, runs that need none."""
-    bench = open_hub(sampler, hub, seed=seed)
+    bench = open_hub(sampler, hub, seed=seed, runs=runs)
     solvers = {name: (solver, sets[0])} if sets else {}
     own = own_prompts(prompts, hub)
     found = gather_object([(row, prompt, sampled_prompt(bench, row, prompt, runs, solvers)) for row, prompt in own])

@@ -126,7 +126,8 @@ class SceneBench:
             def method(evaluate: Callable[[Tensor], Tensor]) -> StepMethod:
                 return adaptive_embedding(evaluate, strength.value, run.count, steps)
         else:
-            updates, evaluations = steps, 2 * steps * (1 + BACKWARD)
+            # Both branches a second time, with gradient.
+            updates, evaluations = steps, 2 * steps + 2 * steps * (1 + BACKWARD)
 
             def method(evaluate: Callable[[Tensor], Tensor]) -> StepMethod:
                 return universal_guidance(evaluate, strength.value)

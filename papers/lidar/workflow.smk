@@ -123,7 +123,7 @@ else:
     for solver, solver_options in settings.solvers.items():
 
         rule:
-            name: f"draw_sets_{solver}"
+            name: f"draw_sets_{solver.replace('@', '_')}"
             message: "Drawing lookahead samples with the solver {params.solver}, seed {wildcards.seed}"
             output:
                 sets=directory(SETS.format(solver=solver, seed="{seed}")),

@@ -8,14 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers_pipelines import flux, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
+from diffusers_pipelines import flux, load_without_text, stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 from lidar_cases import SAMPLER, save_system
+from peft import LoraConfig, get_peft_model_state_dict
 from transformers import CLIPConfig, CLIPModel
 
 from papers.lidar import figures
 from papers.lidar.evaluate import evaluate
-from papers.lidar.hub import HubBench, draw_sets, own_prompts, run_prompt, scheduler_of
+from papers.lidar.hub import HubBench, draw_sets, open_hub, own_prompts, run_prompt, scheduler_of
 from papers.lidar.options import HubOptions, MixtureOptions, ScenePromptOptions, SolverOptions, TuneOptions
+from papers.lidar.runs import parse_run
 from papers.lidar.sample import sample
 from papers.lidar.sample_hub import mean_costs, pictures, sampled_prompt, score_table
 from papers.lidar.select import best_strengths, select
@@ -138,7 +140,6 @@ def test_tables_say_what_was_measured(made):
 def test_figures_are_drawn(made, name, tmp_path, monkeypatch):
     tiny = {family: ("LiDAR, δ = 2", "#000000", "o") for family in ("lidar/d2", "exact/d2")}
     monkeypatch.setattr(figures, "FAMILIES", figures.FAMILIES | tiny)
-    monkeypatch.setattr(figures, "STEP_COLOURS", figures.STEP_COLOURS | {2: "#000000"})
     tables = {key: made / key for key in ("metrics", "equal_score", "errors")}
     listed = {"trials": (made / "trials",), "scores": (made / "scores",), "images": (made / "images",)}
     figures.draw(figure=name, **tables, **listed, png=tmp_path / "f.png", pdf=tmp_path / "f.pdf")
@@ -175,9 +176,22 @@ def clip_scorer(seed: int) -> ClipScorer:
     return ClipScorer(CLIPModel(config), SimpleNamespace(tokenizer=tokenize, image_processor=images))
 
 
-HUB = HubOptions(model="tiny", reward="a", evaluator="b", reward_weight=1e7, scale=3.0, test_prompts=2, decode_batch=3)
+HUB = HubOptions(
+    model="tiny",
+    reward="a",
+    evaluator="b",
+    reward_weight=1e7,
+    scale=3.0,
+    universal_scale=10.0,
+    step_size=1.0,
+    steering_weight=1e7,
+    renoising_steps=2,
+    test_prompts=2,
+    decode_batch=3,
+)
 SOLVER = SolverOptions("DPMSolverMultistepScheduler", ("algorithm_type=dpmsolver++", "solver_order=2"))
 HUB_RUNS = ("vanilla", "bon/2", "lidar/d2-n2", "lidar/d2-n4", "permuted/d2-n4", "best/d2-n4")
+BASELINES = ("universal", "date/2", "smc-difference/k2", "renoised/d2-n4")
 
 
 def hub_bench(make=stable_diffusion) -> HubBench:
@@ -240,6 +254,57 @@ def test_both_phases_run_on_a_pipeline_of_diffusers(make, tmp_path, prompt_file)
     }
 
 
+@pytest.mark.parametrize("make", [stable_diffusion, stable_diffusion_xl])
+def test_baselines_run_on_a_pipeline_of_diffusers(make, tmp_path, prompt_file):
+    bench, own = hub_bench(make), own_prompts(prompt_file, HUB)
+    draw_sets(bench, own, "d2", SOLVER, tmp_path)
+    scheduler = bench.pipeline.scheduler
+    runs = ("vanilla", *BASELINES)
+    found = [(row, prompt, run_prompt(bench, row, prompt, runs, {"d2": (SOLVER, tmp_path)})) for row, prompt in own]
+    assert bench.pipeline.scheduler is scheduler
+    for name in BASELINES:
+        images = [[entry[run]["images"] for _, _, entry in found] for run in ("vanilla", name)]
+        assert not all(torch.equal(*pair) for pair in zip(*images, strict=True)), name
+    costs = mean_costs(found)
+    # Four steps of two branches; both again with gradient; one again with gradient and one without in two of them.
+    assert costs["universal"]["evaluations"] == 8 + 8 * 3 and costs["date/2"]["evaluations"] == 8 + 2 * (3 + 1)
+    assert costs["smc-difference/k2"]["evaluations"] == 8 and costs["smc-difference/k2"]["reward_evaluations"] == 3
+    assert costs["renoised/d2-n4"]["evaluations"] == 2 * 2 + 2 * 4 * 2 / 2
+
+
+def test_steering_without_preference_is_the_target_sampler(prompt_file):
+    bench, (row, prompt) = hub_bench(), own_prompts(prompt_file, HUB)[0]
+    bench.hub = replace(bench.hub, steering_weight=0.0)
+    bench.options = replace(bench.options, steering_steps=())
+    plain, steered = (bench.sample_run(parse_run(name), row, prompt, None) for name in ("vanilla", "smc-max/k2"))
+    assert torch.equal(plain["images"], steered["images"])
+
+
+def test_a_lookahead_sampler_brings_its_own_weights(tmp_path, monkeypatch):
+    """An adapter is loaded at its weight, for drawing alone; runs that need gradients get single precision."""
+    monkeypatch.setattr("papers.lidar.hub.load_clip", lambda name: clip_scorer(0))
+    load_without_text(monkeypatch)
+    stable_diffusion().save_pretrained(tmp_path / "model")
+    trained = stable_diffusion()
+    trained.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+    layers = get_peft_model_state_dict(trained.unet)
+    trained.save_lora_weights(tmp_path / "adapter", unet_lora_layers=layers)
+    hub = replace(HUB, model=str(tmp_path / "model"), precision="bfloat16")
+    adapter = SolverOptions("LCMScheduler", adapter=f"{tmp_path}/adapter/pytorch_lora_weights.safetensors")
+
+    def output(solver=None, runs=()):
+        unet = open_hub(SAMPLER, hub, seed=0, solver=solver, runs=runs).pipeline.unet
+        precision = next(unet.parameters()).dtype
+        arguments = torch.ones(1, 4, 8, 8, dtype=precision), torch.tensor([400]), torch.ones(1, 5, 12, dtype=precision)
+        with torch.no_grad():
+            return unet(*arguments).sample
+
+    plain = output()
+    assert plain.dtype == torch.bfloat16 and output(runs=("vanilla", "date/2")).dtype == torch.float32
+    assert torch.equal(output(replace(adapter, adapter_weight=0.0)), plain)
+    assert not torch.equal(output(adapter), plain)
+
+
 def test_sets_of_other_settings_are_refused(tmp_path, prompt_file):
     bench, own = hub_bench(), own_prompts(prompt_file, HUB)
     draw_sets(bench, own[:1], "d2", SOLVER, tmp_path)
@@ -251,8 +316,8 @@ def test_sets_of_other_settings_are_refused(tmp_path, prompt_file):
         name = next(iter(solvers))
         with pytest.raises(InputError, match="no lookahead set for this prompt"):
             run_prompt(bench, row, prompt, (f"lidar/{name}-n2",), solvers)
-    with pytest.raises(ValueError, match="universal is not supported"):
-        run_prompt(bench, row, prompt, ("universal",), {})
+    with pytest.raises(ValueError, match="universal-reward is not supported"):
+        run_prompt(bench, row, prompt, ("universal-reward",), {})
 
 
 def test_schedulers_come_from_their_settings():
