@@ -53,8 +53,11 @@ def validate(
         weighed: runs whose memory is measured.
     """
     system = {"pipeline": pipeline, "guidance": guidance, "evaluator": evaluator}
-    bench = open_bench(sampler, prompts_per_task=prompts.dev_prompts_per_task, seed=seed, split="dev", **system)
-    rows = target_rows(bench) + lookahead_rows(bench, lookahead)
+    many, bench = (
+        open_bench(sampler, prompts_per_task=count, seed=seed, split="dev", **system)
+        for count in (prompts.gate_prompts_per_task, prompts.dev_prompts_per_task)
+    )
+    rows = target_rows(many) + lookahead_rows(bench, lookahead)
     selected = read_strengths(strengths)
     rows += [memory_row(bench, name, selected) for name in weighed]
     write_table(gates, pd.DataFrame(rows).assign(seed=seed))

@@ -30,7 +30,7 @@ from shared.t2i.clip_scorer import ClipScorer
 from shared.t2i.hub_pipeline import prepare_pipeline
 from shared.tables import read_table
 
-PROMPTS = ScenePromptOptions(prompts_per_task=1, dev_prompts_per_task=1)
+PROMPTS = ScenePromptOptions(prompts_per_task=1, dev_prompts_per_task=1, gate_prompts_per_task=2)
 TUNED = ("lidar/d2-n4", "exact/d2-n4", "universal", "date/1")
 RUNS = (
     "vanilla",
@@ -113,7 +113,7 @@ def test_gates_are_measured(made):
     assert seed_wide["lookahead/d2", "quality_gap"] == pytest.approx(gap)
     memory = seed_wide.xs("peak_mib", level="metric")
     assert memory["date/1"] > 1.5 * memory["vanilla"] and memory["lidar/d2-n4"] < 1.5 * memory["vanilla"]
-    assert (gates[gates["unit"] != ""].groupby(["method", "metric"]).size() == 6).all()
+    assert (gates[gates["unit"] != ""].groupby(["method", "metric"]).size() == 12).all()
 
 
 def test_tables_say_what_was_measured(made):
