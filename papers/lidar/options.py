@@ -48,8 +48,8 @@ class ScenePromptOptions:
     prompts_per_task: int
     """Test prompts of each of the six tasks, in every seed."""
     dev_prompts_per_task: int
-    """Development prompts of each task: strengths are selected on those of the tuning seed, and lookahead samples judged
-    on those of the reported seeds."""
+    """Development prompts of each task: strengths are selected on those of the tuning seed, lookahead samples judged on
+    those of the reported seeds."""
     gate_prompts_per_task: int
     """Development prompts of each task and reported seed on which the target sampler is judged."""
 
