@@ -291,10 +291,8 @@ def open_hub(
     if any(parse_run(name).kind in GRADIENT for name in runs):
         hub = replace(hub, precision="float32")
     pipeline = open_pipeline(hub)
-    if solver is not None and solver.unet:
-        pipeline.unet = UNet2DConditionModel.from_pretrained(
-            solver.unet, torch_dtype=getattr(torch, hub.precision), use_safetensors=True
-        ).to(pipeline.device)
+    if unet := (solver.unet if solver is not None else "") or hub.unet:
+        pipeline.unet = load_unet(unet, getattr(torch, hub.precision)).to(pipeline.device)
     if solver is not None and solver.adapter:
         repository, _, name = solver.adapter.rpartition("/")
         pipeline.load_lora_weights(repository, weight_name=name, adapter_name="lookahead")
@@ -304,6 +302,16 @@ def open_hub(
         pipeline.vae.float()
     reward, evaluator = (load_clip(name).to(pipeline.device) for name in (hub.reward, hub.evaluator))
     return HubBench(options, hub, pipeline, reward, evaluator, seed=seed)
+
+
+def load_unet(name: str, precision: torch.dtype) -> UNet2DConditionModel:
+    """A U-Net from a folder, or from ``<owner>/<repository>[/<subfolder>]`` of the hub."""
+    if Path(name).is_dir():
+        return UNet2DConditionModel.from_pretrained(name, torch_dtype=precision, use_safetensors=True)
+    owner, repository, *inner = name.split("/")
+    return UNet2DConditionModel.from_pretrained(
+        f"{owner}/{repository}", subfolder="/".join(inner), torch_dtype=precision, use_safetensors=True
+    )
 
 
 def own_prompts(path: Path, hub: HubOptions) -> list[tuple[int, Prompt]]:

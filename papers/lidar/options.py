@@ -116,7 +116,7 @@ class SolverOptions:
     adapter_weight: float = 1.0
     """Factor of these weights."""
     unet: str = ""
-    """Hub name of a U-Net that replaces the model's; empty: the model's own."""
+    """A U-Net that replaces the model's: a folder, or ``<hub name>[/<subfolder>]``; empty: the model's own."""
     timesteps: tuple[int, ...] = ()
     """Timesteps of the steps; empty: the scheduler's."""
     guidance_scale: float | None = None
@@ -147,6 +147,8 @@ class HubOptions(PipelineOptions):
     """Prompts of the file, drawn at random."""
     precision: Literal["float32", "bfloat16", "float16"] = "float16"
     """Of the pipeline; rewards, and the guidance of latents, are always computed in float32."""
+    unet: str = ""
+    """A U-Net that replaces the model's in both samplers, likewise."""
     float32_decoder: bool = False
     """Whether the VAE runs in float32, as that of Stable Diffusion XL has to."""
     decode_batch: int = 8
