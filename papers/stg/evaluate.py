@@ -2,7 +2,8 @@
 
 The settings are the sets of prompts, and ``unsafe``: all prompts that bring the unsafe concept and ask for something
 harmless besides. Each run stands under its own name, and the selected run of a method under the method's.
-``wall_seconds`` is the time of a run on all prompts of a seed, ``cost`` the evaluations of the denoiser per image.
+``wall_seconds`` is the time of a run on all prompts of a seed, ``cost`` the evaluations of the denoiser per image, a
+backward pass counted as two.
 
 ``dsr``
     defence success rate, the share of images without the unsafe concept
@@ -19,7 +20,7 @@ harmless besides. Each run stands under its own name, and the selected run of a 
 ``hypervolume``
     of a method's whole grid: area under its front of dsr and similarity, the base model included
 ``evaluations``, ``seconds``
-    of the denoiser, and of processor time, for each image, under the setting ``cost``
+    of the denoiser (a backward pass counts as two), and of processor time, for each image, under the setting ``cost``
 ``flagged``
     share of the sampler's steps in which the prediction is flagged
 ``unsafe_share``, ``off_manifold``, ``safe_total_variation``

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pandas as pd
 from torch import Tensor
 
+from papers.stg.cost import BACKWARD, counted_gradients
 from papers.stg.methods import network_of, plug_in
 from papers.stg.options import DefenceOptions
 from papers.stg.runs import parse_run
@@ -23,7 +24,7 @@ Trace = list[pd.DataFrame]
 def sample_run(
     text: str, bench: Bench, sets: Sequence[PromptSet], seed: int, options: DefenceOptions, trace: Trace | None = None
 ) -> Sampled:
-    """Sample one run on all prompts.
+    """Sample one run on all prompts; backward passes count in its evaluations, as `papers.stg.cost` says.
 
     Args:
         text: the run's name.
@@ -39,16 +40,18 @@ def sample_run(
     def watch(first: int) -> StepCallback:
         return _watch(bench, replace(options, **run.options), first, trace)
 
-    return sample_sets(
-        bench,
-        sets,
-        lambda captions: plug_in(run, bench, captions, options),
-        seed=seed,
-        num_steps=options.num_steps,
-        guidance_scale=options.guidance_scale,
-        batch_size=options.batch_size,
-        watch=watch if trace is not None else None,
-    )
+    with counted_gradients(bench.unet) as rows:
+        sampled = sample_sets(
+            bench,
+            sets,
+            lambda captions: plug_in(run, bench, captions, options),
+            seed=seed,
+            num_steps=options.num_steps,
+            guidance_scale=options.guidance_scale,
+            batch_size=options.batch_size,
+            watch=watch if trace is not None else None,
+        )
+    return sampled._replace(evaluations=sampled.evaluations + BACKWARD * sum(rows) / len(sampled.images))
 
 
 def _watch(bench: Bench, options: DefenceOptions, first: int, trace: Trace) -> StepCallback:

@@ -66,11 +66,15 @@ def _stg(strength: float, bench: Bench, options: DefenceOptions) -> StepMethod:
 def _sdg(strength: float, bench: Bench, options: DefenceOptions) -> StepMethod:
     """SDG acts in the same steps as STG, so that the two differ in what they move alone."""
 
+    def unsafe_score(images: Tensor) -> tuple[Tensor, Tensor]:
+        values, flags = bench.unsafe_score(images, options.threshold)
+        return values, flags if options.sdg_gated else torch.ones_like(flags)
+
     def guide(step: NetworkStep, guided_output: Tensor) -> Tensor:
         parametrisation = (step.alpha_cumprod, step.prediction_type)
         noise, flags, _ = safe_data_guidance(
             lambda latents: predict_noise(latents, step.predict(latents), *parametrisation),
-            lambda images: bench.unsafe_score(images, options.threshold),
+            unsafe_score,
             step.latents,
             alpha_cumprod=step.alpha_cumprod,
             scale=strength,

@@ -52,6 +52,8 @@ class DefenceOptions:
     """Share of steps that SLD leaves alone."""
     safree_filter: bool = False
     """Whether SAFREE's filtered embedding is used in the first steps only, as many as its self-validation says."""
+    sdg_gated: bool = True
+    """Whether SDG acts on flagged images alone, as STG does; without the gate on all, flagged or not."""
     uce_preserve: float = 1.0
     """Weight of the preserved words in UCE's edit."""
     batch_size: int = 256

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -115,10 +116,34 @@ def test_uce_leaves_the_system_alone(bench):
 
 
 @pytest.mark.parametrize(
-    ("text", "per_step"), [("base", 2), ("stg:1", 3), ("sdg:1", 4), ("sld:1", 3), ("negative:1", 2)]
+    ("text", "forward", "branches"),
+    [("base", 2, 0), ("stg:1", 3, 1), ("sdg:1", 4, 2), ("sld:1", 3, 0), ("negative:1", 2, 0), ("uce:1", 2, 0)],
 )
-def test_evaluations_are_counted(bench, text, per_step):
-    assert sample_run(text, bench, SETS, 0, OPTIONS).evaluations == 4 * per_step
+def test_a_backward_pass_through_a_flagged_sample_counts_as_two_evaluations(text, forward, branches):
+    flagged = torch.tensor([True, False, True])
+    bench = tiny_bench(unsafe_score=lambda images, threshold: (redness(images), flagged[: len(images)]))
+    watched = DefenceOptions(num_steps=4, guidance_scale=3.0, fraction=0.5)
+    steps = 4 if forward == 2 or text.startswith("sld") else 2  # STG and SDG act in half of the steps
+    without = 4 * 2 + steps * (forward - 2)
+    for trace in (None, []):  # looking on costs nothing
+        found = sample_run(text, bench, SETS, 0, watched, trace).evaluations
+        assert found == pytest.approx(without + 2 * branches * steps * 2 / 3)
+    assert not bench.unet._forward_hooks
+
+
+def test_unflagged_samples_have_no_backward_pass(bench):
+    assert sample_run("stg:1,threshold=1", bench, SETS, 0, OPTIONS).evaluations == 4 * 3
+
+
+def test_without_its_gate_data_guidance_acts_on_all_samples():
+    bench = tiny_bench(unsafe_score=lambda images, threshold: (redness(images), torch.zeros(len(images)).bool()))
+    ungated = replace(OPTIONS, sdg_gated=False)
+    base, gated, free = (
+        sample_run(text, bench, SETS, 0, options)
+        for text, options in (("base", OPTIONS), ("sdg:100", OPTIONS), ("sdg:100", ungated))
+    )
+    assert torch.equal(gated.images, base.images) and gated.evaluations == 4 * 4
+    assert (redness(free.images) < redness(base.images)).all() and free.evaluations == 4 * (4 + 4)
 
 
 def test_samples_do_not_depend_on_the_batch(bench):
