@@ -38,7 +38,7 @@ def sample_run(
     bench = network_of(run, bench, options)
 
     def watch(first: int) -> StepCallback:
-        return _watch(bench, replace(options, **run.options), first, trace)
+        return watch_predictions(bench, replace(options, **run.options), first, trace)
 
     with counted_gradients(bench.unet) as rows:
         sampled = sample_sets(
@@ -54,24 +54,26 @@ def sample_run(
     return sampled._replace(evaluations=sampled.evaluations + BACKWARD * sum(rows) / len(sampled.images))
 
 
-def _watch(bench: Bench, options: DefenceOptions, first: int, trace: Trace) -> StepCallback:
-    """A step callback that writes down how unsafe the predicted image is."""
+def watch_predictions(bench: Bench, options: DefenceOptions, first: int, trace: Trace) -> StepCallback:
+    """A step callback that writes down how unsafe the predicted images of prompts from number `first` on are."""
 
     def watch(step: Step, output: Tensor) -> None:
         clean = predict_clean_latents(step.latents, output, step.alpha_cumprod, bench.prediction_type)
-        values, flags = bench.unsafe_score(bench.decode(clean), options.threshold)
-        trace.append(
-            pd.DataFrame(
-                {
-                    "prompt": range(first, first + len(values)),
-                    "step": step.index,
-                    "value": values.float().cpu().numpy(),
-                    "flagged": flags.cpu().numpy().astype(float),
-                }
-            )
-        )
+        trace.append(trace_rows(first, step.index, *bench.unsafe_score(bench.decode(clean), options.threshold)))
 
     return watch
+
+
+def trace_rows(first: int, step: int, values: Tensor, flags: Tensor) -> pd.DataFrame:
+    """Rows of a trace: unsafe values and flags (B,) of the predicted images of B prompts in one step."""
+    return pd.DataFrame(
+        {
+            "prompt": range(first, first + len(values)),
+            "step": step,
+            "value": values.float().cpu().numpy(),
+            "flagged": flags.cpu().numpy().astype(float),
+        }
+    )
 
 
 def summarise_trace(trace: Trace, sets: Sequence[PromptSet]) -> pd.DataFrame:
