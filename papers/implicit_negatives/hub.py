@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +10,14 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image, ImageOps, UnidentifiedImageError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from papers.implicit_negatives.lora import merge_lora
 from papers.implicit_negatives.options import UnlearnedHubOptions
 from shared.errors import InputError
 from shared.t2i.bench import Bench
 from shared.t2i.hub import bench_of
 from shared.t2i.hub_pipeline import open_pipeline
+from shared.t2i.lora import adapted_unet
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -32,28 +29,9 @@ def open_unlearned(options: UnlearnedHubOptions, models: Sequence[str]) -> tuple
         InputError: an adapter or an image that cannot be read.
     """
     pipeline = open_pipeline(options)
-    unets = {name: unlearned(pipeline.unet, options.loras, name) for name in models}
+    unets = {name: adapted_unet(pipeline.unet, options.loras, name) for name in models}
     latents = concept_latents(Path(options.images), pipeline.vae, pipeline.unet.config.sample_size)
     return replace(bench_of(pipeline, options, None), models=unets), latents
-
-
-def unlearned(unet: nn.Module, loras: Sequence[str], model: str) -> nn.Module:
-    """A copy of a U-Net with all adapters of a model, entries ``<model>=<file>[*<weight>]``.
-
-    Raises:
-        InputError: there is no adapter of the model, or one that cannot be read or is of another network.
-    """
-    entries = [entry.partition("=")[2] for entry in loras if entry.partition("=")[0] == model]
-    if not entries:
-        raise InputError(f"loras: none of model {model!r}")
-    found = copy.deepcopy(unet)
-    for entry in entries:
-        path, _, weight = entry.partition("*")
-        try:
-            merge_lora(found, load_file(path), float(weight or 1))
-        except (OSError, SafetensorError, ValueError) as error:
-            raise InputError(f"loras {model}={entry}: {error}") from None
-    return found
 
 
 @torch.no_grad()

@@ -87,10 +87,12 @@ class ToyOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedHubOptions(HubOptions):
-    """A pipeline of the hub with what guides STG and SDG."""
+    """A pipeline of the hub with what guides STG and SDG, and unlearned models of it."""
 
     guidance: str
     """What guides, as `judge`; another model."""
+    loras: tuple[str, ...] = ()
+    """Unlearned models: ``<model>=<file>[*<weight>]``, safetensors; several entries of one model add up."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,11 @@ class Scale:
     prompts: PromptOptions | None = None
     """The testbed's prompts; or else ``hub``."""
     unlearn: dict[str, UnlearnOptions] | None = None
-    """Models from which the concept is trained out, by the name under which runs use them."""
+    """Models from which the concept is trained out, by the name under which runs use them; on the hub, adapters are."""
     hub: GuidedHubOptions | None = None
     """A pipeline of the hub."""
+    processes: int = 0
+    """Processes that share the prompts of the hub, one per GPU, under accelerate; 0: one process."""
 
     def __post_init__(self) -> None:
         if self.tuning_seed in self.seeds:
@@ -133,8 +137,10 @@ class Scale:
         if missing := set(self.grid_runs) - set(runs):
             raise ValueError(f"groups: must hold every method of the grid, lack {', '.join(sorted(missing))}")
         models = {parse_run(text).model for text in runs} - {None}
-        if unknown := models - set(self.unlearn or {}):
-            raise ValueError(f"groups: no model {', '.join(sorted(unknown))} in unlearn")
+        known = {entry.partition("=")[0] for entry in self.hub.loras} if self.hub else set(self.unlearn or {})
+        if unknown := models - known:
+            place = "hub.loras" if self.hub else "unlearn"
+            raise ValueError(f"groups: no model {', '.join(sorted(unknown))} in {place}")
 
     def defence_of(self, seed: int) -> DefenceOptions:
         """The options of a seed: pictures are kept of the first one alone."""

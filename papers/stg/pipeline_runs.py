@@ -1,7 +1,8 @@
-"""STG and the base model inside whole pipelines of diffusers, of any class, where defences cannot reach the network.
+"""Runs on systems of the hub: in Stable Diffusion taken apart, or inside whole pipelines of diffusers, of any class.
 
-What needs more of the system than a pipeline's call gives (SDG, SLD, SAFREE, UCE, mixed negative prompts) runs on
-Stable Diffusion alone, as a :class:`shared.t2i.bench.Bench`. Both kinds of runs give the same measurements.
+What needs more of the system than a pipeline's call gives (SDG, SLD, SAFREE, UCE, mixed negative prompts, unlearned
+models) runs on Stable Diffusion alone, as a :class:`shared.t2i.bench.Bench`. Both kinds of runs give the same
+measurements. Processes of accelerate share the prompts.
 """
 
 from __future__ import annotations
@@ -11,39 +12,39 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from papers.stg.measurement import Trace, sample_run, summarise_trace
+from papers.stg.cost import BACKWARD, count_gradients, counted_gradients
+from papers.stg.measurement import Trace, summarise_trace, trace_rows, watch_predictions
+from papers.stg.methods import network_of, plug_in
 from papers.stg.options import DefenceOptions
 from papers.stg.pipeline import safe_text_embedding
 from papers.stg.runs import Run, parse_run
 from papers.stg.safe_text_guidance import centered_update_window
 from papers.stg.sample import Findings, Judged
-from shared.data_order import generator_for
+from papers.stg.shares import Share, gather, own_share
+from shared.data_order import chunks, generator_for
 from shared.errors import InputError
 from shared.progress import Progress
-from shared.t2i.bench import Bench, Judge, PromptSet
+from shared.t2i.bench import Bench, Judge, Meter, PromptSet
 from shared.t2i.defended_sampling import DIGITS, Sampled, judge_images
 from shared.t2i.guidance import predict_clean_latents
 from shared.t2i.hub import PipelineBench
 from shared.t2i.hub_pipeline import counted_rows
 from shared.t2i.pipeline_hooks import plugged_in
-from shared.t2i.step_method import NetworkStep, StepMethod
+from shared.t2i.sampling import initial_noise, sample
+from shared.t2i.step_method import NetworkStep, StepMethod, sampler_hooks
 
 METHODS = ("base", "stg")
 
 
 def sample_pipeline(
-    text: str,
-    bench: PipelineBench,
-    sets: Sequence[PromptSet],
-    seed: int,
-    options: DefenceOptions,
-    trace: Trace | None = None,
+    text: str, bench: PipelineBench, share: Share, seed: int, options: DefenceOptions, trace: Trace | None = None
 ) -> Sampled:
-    """As `papers.stg.measurement.sample_run`; the noise is that of the seed and the prompt's number here, too.
+    """Sample one run on a process's share of the prompts, by calls of the pipeline; arguments as in `sample_bench`.
 
     Raises:
         InputError: a method that does not run inside pipelines, or a model that was trained anew.
@@ -51,22 +52,72 @@ def sample_pipeline(
     run = parse_run(text)
     if run.method not in METHODS or run.model:
         raise InputError(f"run {text!r}: only {' and '.join(METHODS)} run in a {type(bench.pipeline).__name__}")
-    captions = [caption for part in sets for caption in part.captions]
-    images, evaluations = [], 0
-    started, processor = time.perf_counter(), time.process_time()
-    for first in range(0, len(captions), options.batch_size):
-        batch = captions[first : first + options.batch_size]
+
+    def draw(captions: list[str], numbers: list[int], first: int) -> tuple[Tensor, int]:
         with _acting(run, bench, replace(options, **run.options), first, trace) as counts:
             found = bench.pipeline(
-                batch,
+                captions,
                 num_inference_steps=options.num_steps,
                 guidance_scale=options.guidance_scale,
-                generator=[generator_for(seed, first + number) for number in range(len(batch))],
+                generator=[generator_for(seed, number) for number in numbers],
                 output_type="pt",
                 **bench.size,
             ).images
-        evaluations += sum(counts)
-        images.append(2 * found.float().cpu() - 1)
+        return 2 * found - 1, sum(counts)
+
+    return _in_batches(draw, share, options.batch_size)
+
+
+def sample_bench(
+    text: str, bench: Bench, share: Share, seed: int, options: DefenceOptions, trace: Trace | None = None
+) -> Sampled:
+    """Sample one run on a process's share of the prompts, as `papers.stg.measurement.sample_run` does on all of them.
+
+    Args:
+        text: the run's name.
+        bench: the system.
+        share: the prompts; the noise is that of the seed and the prompt's number among those of all processes.
+        seed: of the noise.
+        options: what is not in the run's name.
+        trace: where to append how unsafe the predicted images are, with prompts numbered as in the share.
+    """
+    run = parse_run(text)
+    bench = network_of(run, bench, options)
+
+    def draw(captions: list[str], numbers: list[int], first: int) -> tuple[Tensor, int]:
+        plugs = plug_in(run, bench, captions, options)
+        embeddings, meter = (plugs.cond_embedding, plugs.uncond_embedding), Meter(bench.denoise)
+        watched = None if trace is None else watch_predictions(bench, replace(options, **run.options), first, trace)
+        hooks = sampler_hooks(
+            plugs.method, meter, *embeddings, prediction_type=bench.prediction_type, decode=bench.decode
+        )
+        with counted_gradients(bench.unet) as rows:
+            images = sample(
+                meter,
+                bench.scheduler,
+                *embeddings,
+                initial_noise=initial_noise(seed, numbers, bench.latent_shape).to(plugs.cond_embedding),
+                num_steps=options.num_steps,
+                guidance_scale=options.guidance_scale,
+                decode=bench.decode,
+                step_callback=watched,
+                **hooks,
+            )
+        return images, meter.evaluations + BACKWARD * sum(rows)
+
+    return _in_batches(draw, share, options.batch_size)
+
+
+def _in_batches(
+    draw: Callable[[list[str], list[int], int], tuple[Tensor, int]], share: Share, batch_size: int
+) -> Sampled:
+    """Images of all prompts of a share, drawn from a batch's captions, their numbers, and the first one's place."""
+    captions, images, evaluations = share.captions, [], 0
+    started, processor = time.perf_counter(), time.process_time()
+    for places in chunks(np.arange(len(captions)), batch_size):
+        found, spent = draw([captions[place] for place in places], share.numbers[places].tolist(), int(places[0]))
+        images.append(found.float().cpu())
+        evaluations += spent
     count = len(captions)
     return Sampled(
         torch.cat(images),
@@ -82,9 +133,11 @@ def _acting(
 ) -> Iterator[list[int]]:
     """Within the block, the pipeline is the run's; a list of how many samples each evaluation had, STG's included."""
     updates: list[int] = []
+    gradients: list[int] = []
 
     def score(images: Tensor) -> tuple[Tensor, Tensor]:
         updates.append(len(images))  # of one evaluation with the prompt
+        count_gradients(images, gradients)
         return bench.unsafe_score(2 * images - 1, options.threshold)
 
     steps = centered_update_window(options.num_steps, options.fraction) if run.method == "stg" else ()
@@ -96,7 +149,7 @@ def _acting(
     counts: list[int] = []
     with defence, plugged_in(bench.pipeline, onlooker), counted_rows(bench.pipeline) as rows:
         yield counts
-    counts += rows + updates
+    counts += rows + updates + [BACKWARD * count for count in gradients]
 
 
 def _onlooker(bench: PipelineBench, threshold: float, first: int, trace: Trace) -> StepMethod:
@@ -105,51 +158,45 @@ def _onlooker(bench: PipelineBench, threshold: float, first: int, trace: Trace) 
     def look(step: NetworkStep, output: Tensor) -> Tensor:
         clean = predict_clean_latents(step.latents, output, step.alpha_cumprod, step.prediction_type)
         values, flags = bench.unsafe_score(2 * step.decode(clean) - 1, threshold)
-        trace.append(
-            pd.DataFrame(
-                {
-                    "prompt": range(first, first + len(values)),
-                    "step": step.index,
-                    "value": values.float().cpu().numpy(),
-                    "flagged": flags.cpu().numpy().astype(float),
-                }
-            )
-        )
+        trace.append(trace_rows(first, step.index, values, flags))
         return output
 
     return StepMethod(change_output=look)
 
 
-Draw = Callable[[str, Trace | None], Sampled]
-"""From a run's name, and where to append its trace, to what it samples on fixed prompts and noise."""
-
-
-def drawing(bench: Bench | PipelineBench, sets: Sequence[PromptSet], seed: int, options: DefenceOptions) -> Draw:
-    """How runs are sampled on a system of either kind."""
-    sample = sample_run if isinstance(bench, Bench) else sample_pipeline
-    return lambda text, trace: sample(text, bench, sets, seed, options, trace)
-
-
 def judged(
-    runs: Sequence[str], draw: Draw, sets: Sequence[PromptSet], judge: Judge, options: DefenceOptions
+    runs: Sequence[str],
+    bench: Bench | PipelineBench,
+    sets: Sequence[PromptSet],
+    judge: Judge,
+    seed: int,
+    options: DefenceOptions,
 ) -> Iterator[Judged]:
-    """All runs, each compared with the base model's images from the same noise."""
-    base = draw("base", None).images
+    """All runs, each compared with the base model's images from the same noise; processes share the prompts."""
+    share = own_share(sets)
+    draw = sample_bench if isinstance(bench, Bench) else sample_pipeline
+    base = draw("base", bench, share, seed, options).images
     with Progress(len(runs), "sampling runs") as progress:
         for text in runs:
             trace: Trace = []
-            sampled = draw(text, trace if text in options.traced else None)
-            values = judge_images(sampled.images, base, sets, judge, options.batch_size)
-            progress.update({"dsr": values["dsr"].mean()})
-            yield Judged(text, sampled, values, trace)
+            sampled = draw(text, bench, share, seed, options, trace if text in options.traced else None)
+            values = judge_images(sampled.images, base, share.sets, judge, options.batch_size)
+            found = gather(Judged(text, sampled, values, trace), share)
+            progress.update({"dsr": found.values["dsr"].mean()})
+            yield found
 
 
 def sample_runs(
-    runs: Sequence[str], draw: Draw, sets: Sequence[PromptSet], judge: Judge, options: DefenceOptions
+    runs: Sequence[str],
+    bench: Bench | PipelineBench,
+    sets: Sequence[PromptSet],
+    judge: Judge,
+    seed: int,
+    options: DefenceOptions,
 ) -> Findings:
     """What a job writes of its runs; no pictures, and no distance from right images, which nobody knows."""
     found = Findings()
-    for text, sampled, values, trace in judged(runs, draw, sets, judge, options):
+    for text, sampled, values, trace in judged(runs, bench, sets, judge, seed, options):
         spent = {name: round(getattr(sampled, name), DIGITS) for name in ("seconds", "wall_seconds")}
         found.values.append(values.assign(run=text))
         found.totals.append({"run": text, "evaluations": sampled.evaluations, **spent, "frechet": float("nan")})
@@ -159,11 +206,16 @@ def sample_runs(
 
 
 def try_runs(
-    runs: Sequence[str], draw: Draw, sets: Sequence[PromptSet], judge: Judge, options: DefenceOptions
+    runs: Sequence[str],
+    bench: Bench | PipelineBench,
+    sets: Sequence[PromptSet],
+    judge: Judge,
+    seed: int,
+    options: DefenceOptions,
 ) -> pd.DataFrame:
     """Columns run, set and the judge's metrics and similarity, means over each set's prompts."""
     tables = [
         each.values.drop(columns="prompt").groupby("set").mean().reset_index().assign(run=each.run)
-        for each in judged(runs, draw, sets, judge, options)
+        for each in judged(runs, bench, sets, judge, seed, options)
     ]
     return pd.concat(tables, ignore_index=True)

@@ -23,8 +23,8 @@ SAMPLED = {
     "traces": f"{R}/samples/{{group}}-seed{{seed}}-traces.parquet",
     "pictures": f"{R}/samples/{{group}}-seed{{seed}}-pictures.safetensors",
 }
-# On a GPU of its own where there is one to ask for.
-RESOURCES = paper.resources(1 if settings.hub else 0)
+LAUNCH = paper.launcher(settings.processes)
+RESOURCES = paper.resources(settings.processes)
 
 
 def sampled(name):
@@ -147,13 +147,14 @@ else:
             **paper.stage("papers.stg.tune_hub", settings.defence, settings.hub, seed=str(settings.tuning_seed)),
             runs=grid_of,
             group="{group}",
+            launch=LAUNCH,
         log:
             f"{L}/tune-{{group}}.log",
         resources:
             **RESOURCES,
         cache: True
         shell:
-            "python -m papers.stg.tune_hub {params.arguments} --runs {params.runs}"
+            "{params.launch} papers.stg.tune_hub {params.arguments} --runs {params.runs}"
             " --development {output.development} --record {output.record} &> {log}"
 
     rule sample_hub:
@@ -165,13 +166,14 @@ else:
             **paper.stage("papers.stg.sample_hub", settings.defence, settings.hub, seed="{seed}"),
             runs=runs_of,
             group="{group}",
+            launch=LAUNCH,
         log:
             f"{L}/sample-{{group}}-seed{{seed}}.log",
         resources:
             **RESOURCES,
         cache: True
         shell:
-            "python -m papers.stg.sample_hub {params.arguments} --runs {params.runs} --values {output.values}"
+            "{params.launch} papers.stg.sample_hub {params.arguments} --runs {params.runs} --values {output.values}"
             " --totals {output.totals} --traces {output.traces} --pictures {output.pictures}"
             " --record {output.record} &> {log}"
 

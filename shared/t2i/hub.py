@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
-    AutoImageProcessor,
     AutoModelForImageClassification,
     AutoTokenizer,
     CLIPModel,
@@ -26,6 +25,8 @@ from transformers import (
 
 from shared.errors import InputError
 from shared.t2i.bench import Bench, Judge, PromptSet, in_parts, success
+from shared.t2i.hub_detector import HubDetector
+from shared.t2i.hub_images import Normalisation
 from shared.t2i.hub_pipeline import image_size, open_pipeline
 from shared.t2i.options import HubOptions
 from shared.t2i.text_encoding import PLACEHOLDER, TextEncoder
@@ -49,20 +50,16 @@ class PipelineBench:
     size: dict[str, int] = field(default_factory=dict)
 
 
-def open_hub(options: HubOptions, guidance: str) -> Bench | PipelineBench:
+def open_hub(
+    options: HubOptions, unsafe_score: Callable[[Tensor, float], tuple[Tensor, Tensor]]
+) -> Bench | PipelineBench:
     """The pipeline, frozen, on the accelerator's device: Stable Diffusion with DDIM taken apart for the defences.
 
     Args:
         options: of the pipeline.
-        guidance: what guides, a source as in `open_score`.
+        unsafe_score: what guides, as in `PipelineBench`.
     """
     pipeline = open_pipeline(options)
-    score = open_score(guidance, options.concepts, pipeline.device)
-
-    def unsafe_score(images: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-        values = score(images)
-        return values, values.detach() > threshold
-
     if isinstance(pipeline, StableDiffusionPipeline) and options.scheduler == "ddim":
         return bench_of(pipeline, options, unsafe_score)
     return PipelineBench(pipeline, unsafe_score, image_size(options))
@@ -106,12 +103,12 @@ def open_score(source: str, concepts: Sequence[str], device: torch.device) -> Im
 
     Args:
         source: ``clip=<model>``: cosine with the concepts' mean text feature; ``classifier=<model>=<label>``: the
-            label's probability.
+            label's probability; ``detector=<model>=<class>,<class>``: the highest confidence of a box of the classes.
         concepts: phrases.
         device: where it runs.
 
     Raises:
-        InputError: another source, or a label that the classifier does not have.
+        InputError: another source, or a label or class that the model does not have.
     """
     kind, _, rest = source.partition("=")
     if kind == "clip" and rest:
@@ -119,8 +116,12 @@ def open_score(source: str, concepts: Sequence[str], device: torch.device) -> Im
         text = F.normalize(clip.text_features(concepts).mean(dim=0, keepdim=True), dim=-1)
         return lambda images: (clip.image_features(images) * text).sum(dim=-1)
     model, _, label = rest.partition("=")
+    if (detector := open_detector(source, device)) is not None:
+        return detector.highest_confidence
     if kind != "classifier" or not label:
-        raise InputError(f"score {source!r}: expected clip=<model> or classifier=<model>=<label>")
+        raise InputError(
+            f"score {source!r}: expected clip=<model>, classifier=<model>=<label> or detector=<model>=<class>,<class>"
+        )
     network = AutoModelForImageClassification.from_pretrained(model, use_safetensors=True).to(device).eval()
     network.requires_grad_(False)
     if label not in network.config.label2id:
@@ -130,19 +131,15 @@ def open_score(source: str, concepts: Sequence[str], device: torch.device) -> Im
     return lambda images: network(pixel_values=normalise(images)).logits.softmax(dim=-1)[:, index]
 
 
-class Normalisation:
-    """Differentiable preprocessing: clamp, resize to a square, subtract the processor's mean, divide by its spread."""
+def open_detector(source: str, device: torch.device) -> HubDetector | None:
+    """The detector of a source ``detector=<model>=<class>,<class>``; None where it is another one.
 
-    def __init__(self, model: str, size: int, device: torch.device) -> None:
-        processor = AutoImageProcessor.from_pretrained(model)
-        self._size = size
-        self._mean = torch.tensor(processor.image_mean, device=device).view(3, 1, 1)
-        self._spread = torch.tensor(processor.image_std, device=device).view(3, 1, 1)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        shown = images.float().clamp(-1, 1) / 2 + 0.5
-        resized = F.interpolate(shown, size=(self._size, self._size), mode="bilinear", antialias=True)
-        return (resized - self._mean) / self._spread
+    Raises:
+        InputError: a class that the detector does not have.
+    """
+    kind, _, rest = source.partition("=")
+    model, _, classes = rest.partition("=")
+    return HubDetector(model, classes.split(","), device) if kind == "detector" and classes else None
 
 
 class Clip:

@@ -154,7 +154,8 @@ class HubOptions(PipelineOptions):
     """
 
     judge: str
-    """What judges: ``clip=<hub name>`` with the concept's phrases, or ``classifier=<hub name>=<label>``."""
+    """What judges: ``clip=<hub name>`` with the concept's phrases, ``classifier=<hub name>=<label>``, or
+    ``detector=<hub name>=<class>,<class>`` with the classes whose boxes are unsafe."""
     judge_threshold: float
     """Least score of the judge that counts as unsafe."""
     features: str

@@ -15,13 +15,18 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
+    YolosConfig,
+    YolosForObjectDetection,
+    YolosImageProcessor,
 )
 
+from papers.stg.hub import open_unsafe_score
 from papers.stg.measurement import sample_run
 from papers.stg.options import DefenceOptions, GuidedHubOptions
 from shared.errors import InputError
 from shared.t2i import hub
 from shared.t2i.bench import PromptSet
+from shared.t2i.hub_detector import HubDetector
 
 TEXT = {
     "vocab_size": 40, "hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -65,6 +70,15 @@ def options(tmp_path_factory):
     classifier = ViTForImageClassification(ViTConfig(**vision, image_size=16, patch_size=8, **labels))
     classifier.save_pretrained(folder / "classifier")
     ViTImageProcessor().save_pretrained(folder / "classifier")
+    names = ("cat", "knife", "blood")
+    boxes = YolosConfig(
+        **vision, image_size=[16, 16], patch_size=8, num_detection_tokens=5, initializer_range=0.3,
+        id2label=dict(enumerate(names)), label2id={name: index for index, name in enumerate(names)},
+    )  # fmt: skip
+    detector = YolosForObjectDetection(boxes)
+    torch.nn.init.normal_(detector.vit.embeddings.detection_tokens)  # or all boxes are one
+    detector.save_pretrained(folder / "detector")
+    YolosImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder / "detector")
     return GuidedHubOptions(
         model="none", guidance=f"clip={folder / 'clip'}", judge=f"classifier={folder / 'classifier'}=nsfw",
         judge_threshold=0.5, features=str(folder / "clip"), prompts=(), concepts=("some violence", "blood"),
@@ -122,9 +136,68 @@ def test_classifiers_give_the_probability_of_their_label(options):
     torch.testing.assert_close(score(torch.full((1, 3, 20, 20), 5.0)), score(torch.ones(1, 3, 20, 20)))  # clamped
 
 
+def draw_images(count):
+    """Images that leave their range a little."""
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2.4 - 1.2
+
+
+def test_a_detectors_boxes_are_the_librarys(options):
+    folder = options.features.replace("clip", "detector")
+    detector = HubDetector(folder, ("knife", "blood"), CPU)
+    images = draw_images(3)
+    confidence, classes = detector.boxes(images)
+    assert confidence.shape == classes.shape == (3, 5) and detector.classes == (1, 2)
+    processor, network = YolosImageProcessor.from_pretrained(folder), YolosForObjectDetection.from_pretrained(folder)
+    mean, spread = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    with torch.no_grad():
+        output = network.eval()(pixel_values=((images.clamp(-1, 1) + 1) / 2 - mean) / spread)
+    expected = processor.post_process_object_detection(output, threshold=0.0)
+    torch.testing.assert_close(confidence, torch.stack([each["scores"] for each in expected]))
+    assert torch.equal(classes, torch.stack([each["labels"] for each in expected]))
+    # As a judge: whether any box of an unsafe class is that confident.
+    wanted = [max([0.0, *each["scores"][each["labels"] > 0].tolist()]) for each in expected]
+    np.testing.assert_allclose(hub.open_score(f"detector={folder}=knife,blood", (), CPU)(images), wanted, rtol=1e-5)
+
+
+def test_a_detector_guides_by_the_sum_of_its_unsafe_boxes_above_the_threshold(options):
+    folder = options.features.replace("clip", "detector")
+    score = open_unsafe_score(f"detector={folder}=knife,blood", (), CPU)
+    confidence, classes = HubDetector(folder, ("knife",), CPU).boxes(images := draw_images(4))
+    unsafe = torch.where(classes > 0, confidence, 0.0)
+    threshold = float(unsafe.amax(dim=1).median())
+    leaf = images.clone().requires_grad_()
+    values, flags = score(leaf, threshold)
+    torch.testing.assert_close(values, torch.where(unsafe > threshold, unsafe, 0.0).sum(dim=1))
+    assert flags.tolist() == (unsafe > threshold).any(dim=1).tolist() and 0 < flags.sum() < 4
+    (gradient,) = torch.autograd.grad(values.sum(), leaf)
+    assert torch.equal(gradient.flatten(1).any(dim=1), flags)
+
+
+def test_detectors_of_other_families_and_unknown_classes_are_refused(options):
+    folder = options.features.replace("clip", "detector")
+    with pytest.raises(InputError, match="no class 'gun'; there are: blood, cat, knife"):
+        HubDetector(folder, ("gun",), CPU)
+    detector = HubDetector(folder, ("knife",), CPU)
+    detector._network.config.id2label = {0: "cat", 1: "knife", 2: "blood", 3: "gun"}
+    with pytest.raises(InputError, match="need 4 classes and one for nothing, got 4"):
+        detector.boxes(torch.zeros(1, 3, 16, 16))
+
+
+def test_other_scores_flag_what_is_above_the_threshold(options, words):
+    images = torch.rand(2, 3, 20, 20) * 2 - 1
+    values, flags = open_unsafe_score(options.guidance, options.concepts, CPU)(images, -1.0)
+    torch.testing.assert_close(values, hub.open_score(options.guidance, options.concepts, CPU)(images))
+    assert flags.all() and not open_unsafe_score(options.guidance, options.concepts, CPU)(images, 1.0)[1].any()
+
+
 @pytest.mark.parametrize(
     ("source", "complaint"),
-    [("nudenet=640m", "expected clip="), ("classifier=model", "expected clip="), ("clip=", "expected clip=")],
+    [
+        ("nudenet=640m", "expected clip="),
+        ("classifier=model", "expected clip="),
+        ("clip=", "expected clip="),
+        ("detector=model", "or detector=<model>=<class>,<class>"),
+    ],
 )
 def test_other_scores_are_refused(source, complaint):
     with pytest.raises(InputError, match=complaint):

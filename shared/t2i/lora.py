@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from shared.errors import InputError
 
 NAME = re.compile(
     r"(?:unet\.)?(?P<layer>.+?)(?:\.processor)?\.(?P<matrix>to_[a-z]+)(?P<index>\.0)?[._]lora[._](?P<part>down|up|A|B)\.weight"
@@ -35,3 +40,27 @@ def merge_lora(unet: nn.Module, weights: Mapping[str, Tensor], weight: float = 1
         if name not in parameters or set(pair) != {"down", "up"}:
             raise ValueError(f"{name}: need a matrix of the U-Net with both factors, got {', '.join(sorted(pair))}")
         parameters[name] += weight * (pair["up"].float() @ pair["down"].float()).to(parameters[name])
+
+
+def adapted_unet(unet: nn.Module, entries: Sequence[str], model: str) -> nn.Module:
+    """A copy of a U-Net with all adapters of a model, which add up.
+
+    Args:
+        unet: the original one.
+        entries: ``<model>=<file>[*<weight>]``, safetensors.
+        model: whose adapters are wanted.
+
+    Raises:
+        InputError: there is no adapter of the model, or one that cannot be read or is of another network.
+    """
+    wanted = [entry.partition("=")[2] for entry in entries if entry.partition("=")[0] == model]
+    if not wanted:
+        raise InputError(f"loras: none of model {model!r}")
+    found = copy.deepcopy(unet)
+    for entry in wanted:
+        path, _, weight = entry.partition("*")
+        try:
+            merge_lora(found, load_file(path), float(weight or 1))
+        except (OSError, SafetensorError, ValueError) as error:
+            raise InputError(f"loras {model}={entry}: {error}") from None
+    return found
