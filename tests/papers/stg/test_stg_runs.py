@@ -68,6 +68,12 @@ def test_inconsistent_scales_are_refused(change, complaint):
         replace(settings_of("smoke"), **change)
 
 
+def test_unlearned_models_of_the_hub_need_adapters():
+    settings = settings_of("paper")
+    with pytest.raises(ValueError, match="no model duo in hub.loras"):
+        replace(settings, hub=replace(settings.hub, loras=()))
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_scale_is_consistent(scale):
     settings = settings_of(scale)
