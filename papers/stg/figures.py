@@ -208,7 +208,7 @@ def cost(tables: Tables) -> Figure:
     figure, axes = new_figure(1, 2, width=3.2, height=2.6, sharey=True)
     success = seed_table(tables, UNSAFE, "success")
     for axis, metric, label in (
-        (axes[0, 0], "evaluations", "evaluations per image (backward counts twice)"),
+        (axes[0, 0], "evaluations", "evaluations of the denoiser per image\n(a backward pass counts as two)"),
         (axes[0, 1], "seconds", "processor seconds per image"),
     ):
         spent = seed_table(tables, COST, metric)
