@@ -205,7 +205,7 @@ def safe_prompts(tables: Tables) -> Figure:
 
 def cost(tables: Tables) -> Figure:
     """Success against what it costs."""
-    figure, axes = new_figure(1, 2, width=3.2, height=2.6, sharey=True)
+    figure, axes = new_figure(1, 2, width=3.2, height=2.9, sharey=True)
     success = seed_table(tables, UNSAFE, "success")
     for axis, metric, label in (
         (axes[0, 0], "evaluations", "evaluations of the denoiser per image\n(a backward pass counts as two)"),
