@@ -70,7 +70,7 @@ def test_inconsistent_scales_are_refused(change, complaint):
 
 def test_unlearned_models_of_the_hub_need_adapters():
     settings = settings_of("paper")
-    with pytest.raises(ValueError, match="no model duo in hub.loras"):
+    with pytest.raises(ValueError, match=r"no model duo in hub\.loras"):
         replace(settings, hub=replace(settings.hub, loras=()))
 
 
