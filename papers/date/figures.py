@@ -59,6 +59,7 @@ COLOURS = {"fixed": BLACK, "universal": GREEN, "ebca": PURPLE, "random": GREY, "
 PATHS = {"date/all": VERMILION, "date/late": BLUE, "date/every5": SKY, "random/all": GREY, "date-raw/all": GREEN}
 WINDOWS = tuple(f"date/{name}" for name in ("first", "second", "third", "fourth"))
 POINTS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
+"""Markers of variants that have one colour."""
 RIGHT, WRONG = "#009E73", "#D55E00"
 
 
@@ -169,16 +170,17 @@ def cost(tables: Tables) -> Figure:
                 style = {"color": colour(name), "markersize": 6, "alpha": 0.8, "label": label(name)}
                 panel.plot(*point, markers[name], **style)
         panels[0].set_ylabel(SCORES[metric])
-    axes[-1, 0].set_xlabel("evaluations per image (backward counts twice)")
+    axes[-1, 0].set_xlabel("evaluations per image")
     axes[-1, 1].set_xlabel("time, in parts of the fixed embedding's")
-    axes[0, 1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc="outside right upper")
     return figure
 
 
 def point_markers(names: list[str]) -> dict[str, str]:
     """A marker for each variant, none twice in one colour; those of one colour follow each other."""
+    order, schedules = [BLACK, VERMILION, SKY, GREY, GREEN, PURPLE], ["", "all", *SCHEDULES]
     found: dict[str, str] = {}
-    for name in sorted(names, key=colour):
+    for name in sorted(names, key=lambda name: (order.index(colour(name)), schedules.index(name.partition("/")[2]))):
         found[name] = POINTS[sum(colour(other) == colour(name) for other in found)]
     return found
 
@@ -263,7 +265,7 @@ def along_sampling(tables: Tables) -> Figure:
             line_with_band(panel, wide.columns, wide.to_numpy(), label=label(name), color=shade, marker="")
     _whole_numbers(*(panel.xaxis for panel in axes[0]))
     axes[0, 0].set(xlabel="step", ylabel="reward of the clean prediction")
-    axes[0, 1].set(xlabel="step", ylabel="distance from the prompt's embedding")
+    axes[0, 1].set(xlabel="step", ylabel="distance from own embedding")
     axes[0, 0].legend(fontsize=7)
     return figure
 
