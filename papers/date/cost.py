@@ -27,7 +27,8 @@ def metered(network: nn.Module) -> Iterator[Meter]:
     """Within the block, the meter counts every evaluation of the network, whoever asks for it.
 
     One rule: a forward pass for one sample counts 1, and where its output can be differentiated the backward pass that
-    follows counts 2. What layers do besides (energy-based cross-attention), rewards and decoders do not count.
+    follows counts 2. What layers do besides (energy-based cross-attention), what gradient checkpointing computes anew,
+    rewards and decoders do not count.
 
     Args:
         network: whose output's first entry is (B, ...).

@@ -220,8 +220,8 @@ def strengths(tables: Tables) -> Figure:
         panels[0].set_ylabel(titles[metric])
         best = tables.trials[metric].max()
         panels[0].set_ylim(best - 0.2, best + 0.03)
-    for panel in axes[0]:
-        panel.legend(fontsize=6)
+    for panel in axes[-1]:  # where curves leave room: this score falls last
+        panel.legend(fontsize=6, loc="lower left")
     return figure
 
 
@@ -246,7 +246,8 @@ def schedules(tables: Tables) -> Figure:
         panels[0].set_ylabel(f"gain, {SCORES[metric]}")
         panels[1].set_xticks(range(len(windows)), [name.partition("/")[2] for name in windows])
         panels[0].set_xticks(range(len(spaced)), texts)
-        panels[0].margins(x=0.15)
+        for panel in panels:
+            panel.margins(x=0.15)
     axes[-1, 0].set_xlabel("which steps update the embedding, and how many")
     axes[-1, 1].set_xlabel("quarter of the steps in which it updates")
     return figure
