@@ -194,7 +194,8 @@ def strengths(tables: Tables) -> Figure:
     """Scores on development prompts over the strength of guidance; the selected one is ringed."""
     names = [name for name in tables.trials["variant"].unique() if "raw" not in name]
     chosen = tables.strengths.set_index("variant")["strength"]
-    metrics = [name for name in ("gold_share", *SCORES) if name in tables.trials]
+    titles = {"gold_share": "conditions that hold", "evaluator_score": SCORES["evaluator_score"]}
+    metrics = [name for name in titles if name in tables.trials]
     groups = {
         "ρ, by how many steps update": [name for name in names if name.startswith("date/") and name not in WINDOWS],
         "ρ, by which quarter updates": [name for name in WINDOWS if name in names],
@@ -204,7 +205,6 @@ def strengths(tables: Tables) -> Figure:
     }
     groups = {axis: members for axis, members in groups.items() if members}
     figure, axes = new_figure(len(metrics), len(groups), width=2.3, height=2.1, sharey="row")
-    titles = {"gold_share": "conditions that hold", **SCORES}
     for panels, metric in zip(axes, metrics, strict=True):
         for panel, (axis, members) in zip(panels, groups.items(), strict=True):
             for position, name in enumerate(members):
