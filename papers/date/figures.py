@@ -221,7 +221,7 @@ def strengths(tables: Tables) -> Figure:
         best = tables.trials[metric].max()
         panels[0].set_ylim(best - 0.2, best + 0.03)
     for panel in axes[-1]:  # where curves leave room: this score falls last
-        panel.legend(fontsize=6, loc="lower left")
+        panel.legend(fontsize=6, loc="lower left", frameon=True, framealpha=0.9, edgecolor="none")
     return figure
 
 
