@@ -26,6 +26,8 @@ class Drawn:
         images: of the prompts that are shown, (shown, 3, H, W), uint8.
         steps: columns step, distance, length, and reward where it was measured; see :class:`StepTrace`.
         displacements: of the shown prompts' embeddings from their own, (steps, shown, features), float32.
+        evaluations: of the network per image; see :func:`papers.date.cost.metered`.
+        seconds: of sampling per image, without judging it; see the bench.
     """
 
     scores: dict[str, np.ndarray]
@@ -33,6 +35,8 @@ class Drawn:
     images: Tensor
     steps: pd.DataFrame
     displacements: Tensor
+    evaluations: float
+    seconds: float
 
 
 class Bench(Protocol):
@@ -62,9 +66,10 @@ class StepTrace:
         self.steps.append({"step": index, "distance": _length(after - self.anchor), "length": _length(after - before)})
         self.displacements.append((after - self.anchor)[self.shown].flatten(1).float().cpu())
 
-    def reward(self, values: Tensor) -> None:
-        """Take down the reward (B,) of the last step's clean prediction."""
-        self.steps[-1]["reward"] = values.double().cpu()
+    def rewards(self, values: Sequence[Tensor]) -> None:
+        """Take down the rewards (B,) of all steps' clean predictions."""
+        for step, reward in zip(self.steps, values, strict=True):
+            step["reward"] = reward.double().cpu()
 
     def rows(self) -> pd.DataFrame:
         """A row for each step and prompt: step, distance from the own embedding, length of the step, reward."""

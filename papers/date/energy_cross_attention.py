@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -43,8 +44,8 @@ class EnergyGuide:
         active: whether evaluations of the network update the text; only those with the prompt should.
     """
 
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
+    def __init__(self, rate: float, prompts: int | None = None) -> None:
+        self.rate, self.prompts = rate, prompts
         self.active = False
         self._context: Tensor | None = None
 
@@ -59,23 +60,25 @@ class EnergyGuide:
         if not self.active:
             return arguments, keywords
         context = keywords["encoder_hidden_states"] if self._context is None else self._context
+        start = 0 if self.prompts is None else len(context) - self.prompts
         queries, keys = (
             each.unflatten(-1, (layer.heads, -1)).transpose(1, 2)
-            for each in (layer.to_q(arguments[0]), layer.to_k(context))
+            for each in (layer.to_q(arguments[0][start:]), layer.to_k(context[start:]))
         )
-        self._context = context_update(
-            context, queries, keys, layer.to_k.weight, attention_rate=self.rate, norm_rate=self.rate
-        )
+        rates = {"attention_rate": self.rate, "norm_rate": self.rate}
+        updated = context_update(context[start:], queries, keys, layer.to_k.weight, **rates)
+        self._context = torch.cat([context[:start], updated])
         return arguments, keywords | {"encoder_hidden_states": context}
 
 
 @contextmanager
-def energy_cross_attention(unet: nn.Module, rate: float) -> Iterator[EnergyGuide]:
+def energy_cross_attention(unet: nn.Module, rate: float, prompts: int | None = None) -> Iterator[EnergyGuide]:
     """Within the block, the network's cross-attention layers update the text while the guide is active.
 
     Args:
         unet: of diffusers, with attention layers `attn2`.
         rate: γ_a = γ_n.
+        prompts: how many samples of a batch have the prompt, the last ones; the rest stays as it is. None: all.
 
     Raises:
         ValueError: the network has no such layers.
@@ -83,7 +86,7 @@ def energy_cross_attention(unet: nn.Module, rate: float) -> Iterator[EnergyGuide
     layers = [module for name, module in unet.named_modules() if name.endswith("attn2")]
     if not layers:
         raise ValueError("unet: need cross-attention layers named attn2, got none")
-    guide = EnergyGuide(rate)
+    guide = EnergyGuide(rate, prompts)
     handles = [unet.register_forward_pre_hook(guide.begin)]
     handles += [layer.register_forward_pre_hook(guide.attend, with_kwargs=True) for layer in layers]
     try:

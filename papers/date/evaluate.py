@@ -16,8 +16,9 @@ Of each image:
 Of the images of a seed: ``frechet_distance`` between the evaluator's features and those of true scenes (testbed only),
 and ``step_length`` and ``distance``, of updates of the embedding and of its last value from the prompt's own.
 
-``cost`` is evaluations of the denoiser per image, a backward pass counted as two; ``wall_seconds`` are those of
-sampling all prompts of a seed. Settings are ``all`` prompts, and those of each task.
+``cost`` is evaluations of the network per image as they happen, a backward pass counted as two; ``wall_seconds`` are
+seconds per image: of processor time on the testbed, since other jobs run beside, and as they pass for one device with a
+model of the hub. Settings are ``all`` prompts, and those of each task.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from shared.results import read_metrics
 from shared.stage import Input, Output, run
 from shared.tables import read_table
 
-BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = PALETTE
+BLUE, VERMILION, GREEN, PURPLE, _, SKY, BLACK = PALETTE
 LABELS = {
     "fixed": "fixed",
     "fixed-x1.4": "fixed, 1.4 × steps",
@@ -39,6 +39,7 @@ LABELS = {
     "date-noisy": "on noisy latents",
     "date-preference": "preference reward",
     "date-plain": "plain reward",
+    "date-sum": "sum of rewards",
 }
 SCHEDULES = {
     "first": "1st quarter",
@@ -53,8 +54,12 @@ SCHEDULES = {
 # Methods of the image grid, and of the figures by task and along sampling, in their order.
 SHOWN = ("fixed", "fixed-x2.5", "random", "universal", "ebca", "date-raw", "date", "date-preference")
 SCORES = {"gold": "right images (checker)", "evaluator_score": "held-out scorer"}
-COLOURS = {"fixed": BLACK, "universal": GREEN, "ebca": PURPLE, "random": ORANGE, "date": VERMILION}
-PATHS = {"date/all": VERMILION, "date/late": BLUE, "date/every5": SKY, "random/all": ORANGE, "date-raw/all": PURPLE}
+GREY = "#8c8c8c"
+COLOURS = {"fixed": BLACK, "universal": GREEN, "ebca": PURPLE, "random": GREY, "date": VERMILION}
+PATHS = {"date/all": VERMILION, "date/late": BLUE, "date/every5": SKY, "random/all": GREY, "date-raw/all": GREEN}
+WINDOWS = tuple(f"date/{name}" for name in ("first", "second", "third", "fourth"))
+POINTS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
+"""Markers of variants that have one colour."""
 RIGHT, WRONG = "#009E73", "#D55E00"
 
 
@@ -150,36 +155,34 @@ def alignment(tables: Tables) -> Figure:
 
 
 def cost(tables: Tables) -> Figure:
-    """Score against evaluations of the denoiser and against time."""
-    figure, axes = new_figure(len(tables.scored), 2, width=3.9, height=2.9, sharey="row")
+    """Score against evaluations of the network and against time."""
+    figure, axes = new_figure(len(tables.scored), 2, width=3.6, height=2.7, sharey="row")
     costs = tables.metrics.groupby("method")[["cost", "wall_seconds"]].mean()
     costs["wall_seconds"] /= costs["wall_seconds"].get("fixed", 1.0)
+    markers = point_markers(tables.methods)
     for panels, metric in zip(axes, tables.scored, strict=True):
         means = tables.by_seed(metric).mean()
         for panel, axis in zip(panels, costs, strict=True):
-            points = {name: (costs.loc[name, axis], means[name]) for name in means.index}
-            for name, point in points.items():
-                panel.plot(*point, "o", color=colour(name), markersize=5)
-            panel.margins(x=0.18, y=0.1)
-            limits = panel.get_xlim(), panel.get_ylim()
-            for name, point in points.items():
-                if _stands_alone(name, points, limits):
-                    place = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 6.5}
-                    panel.annotate(label(name), point, color=colour(name), **place)
-            fixed = [name for name in means.index if name.startswith("fixed")]
-            line = sorted(points[name] for name in fixed)
+            points = {name: (costs.loc[name, axis], means[name]) for name in markers}
+            line = sorted(point for name, point in points.items() if name.startswith("fixed"))
             panel.plot(*np.array(line).T, color=BLACK, linewidth=0.8, linestyle="--")
+            for name, point in points.items():
+                style = {"color": colour(name), "markersize": 6, "alpha": 0.8, "label": label(name)}
+                panel.plot(*point, markers[name], **style)
         panels[0].set_ylabel(SCORES[metric])
-    axes[-1, 0].set_xlabel("evaluations per image (backward counts twice)")
+    axes[-1, 0].set_xlabel("evaluations per image")
     axes[-1, 1].set_xlabel("time, in parts of the fixed embedding's")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc="outside right upper")
     return figure
 
 
-def _stands_alone(name: str, points: dict[str, tuple[float, float]], limits: tuple[tuple[float, float], ...]) -> bool:
-    """Whether no other point is so close that labels would cover each other."""
-    extent = np.array([high - low for low, high in limits])
-    offsets = (np.array([point for other, point in points.items() if other != name]) - points[name]) / extent
-    return not (np.abs(offsets) < (0.2, 0.04)).all(axis=1).any()
+def point_markers(names: list[str]) -> dict[str, str]:
+    """A marker for each variant, none twice in one colour; those of one colour follow each other."""
+    order, schedules = [BLACK, VERMILION, SKY, GREY, GREEN, PURPLE], ["", "all", *SCHEDULES]
+    found: dict[str, str] = {}
+    for name in sorted(names, key=lambda name: (order.index(colour(name)), schedules.index(name.partition("/")[2]))):
+        found[name] = POINTS[sum(colour(other) == colour(name) for other in found)]
+    return found
 
 
 def _whole_numbers(*scales: Axis) -> None:
@@ -191,15 +194,21 @@ def strengths(tables: Tables) -> Figure:
     """Scores on development prompts over the strength of guidance; the selected one is ringed."""
     names = [name for name in tables.trials["variant"].unique() if "raw" not in name]
     chosen = tables.strengths.set_index("variant")["strength"]
-    metrics = [name for name in ("gold_share", *SCORES) if name in tables.trials]
-    figure, axes = new_figure(len(metrics), 3, width=2.7, height=2.1, sharey="row")
-    groups = {"length ρ of steps": [name for name in names if "/" in name]}
-    groups |= {"scale of Universal Guidance": ["universal"], "rate of EBCA": ["ebca"]}
-    titles = {"gold_share": "conditions that hold", **SCORES}
+    titles = {"gold_share": "conditions that hold", "evaluator_score": SCORES["evaluator_score"]}
+    metrics = [name for name in titles if name in tables.trials]
+    groups = {
+        "ρ, by how many steps update": [name for name in names if name.startswith("date/") and name not in WINDOWS],
+        "ρ, by which quarter updates": [name for name in WINDOWS if name in names],
+        "ρ, other rewards and starts": [name for name in names if name.startswith("date-")],
+        "scale of Universal Guidance": [name for name in names if name == "universal"],
+        "rate of EBCA": [name for name in names if name == "ebca"],
+    }
+    groups = {axis: members for axis, members in groups.items() if members}
+    figure, axes = new_figure(len(metrics), len(groups), width=2.3, height=2.1, sharey="row")
     for panels, metric in zip(axes, metrics, strict=True):
         for panel, (axis, members) in zip(panels, groups.items(), strict=True):
-            for position, name in enumerate(member for member in members if member in names):
-                shade = (VERMILION, SKY, BLUE)[position % 3] if "/" in name else colour(name)
+            for position, name in enumerate(members):
+                shade = (VERMILION, SKY, BLUE, PURPLE, BLACK)[position % 5] if "/" in name else colour(name)
                 rows = tables.trials[tables.trials["variant"] == name].set_index("strength")[metric].sort_index()
                 panel.plot(rows, color=shade, marker="o", label=label(name) + ", all" * name.endswith("/all"))
                 if name in chosen:
@@ -211,7 +220,8 @@ def strengths(tables: Tables) -> Figure:
         panels[0].set_ylabel(titles[metric])
         best = tables.trials[metric].max()
         panels[0].set_ylim(best - 0.2, best + 0.03)
-    axes[0, 0].legend()
+    for panel in axes[-1]:  # where curves leave room: this score falls last
+        panel.legend(fontsize=6, loc="lower left", frameon=True, framealpha=0.9, edgecolor="none")
     return figure
 
 
@@ -219,7 +229,7 @@ def schedules(tables: Tables) -> Figure:
     """Gain over the fixed embedding by how many steps update, and by when they do."""
     figure, axes = new_figure(len(tables.scored), 2, width=3.6, height=2.4, sharey="row")
     present = [name for name in tables.methods if name.startswith("date/")]
-    windows = [f"date/{name}" for name in ("first", "second", "third", "fourth") if f"date/{name}" in present]
+    windows = [name for name in WINDOWS if name in present]
     updates = {name: len(tables.schedules[name.partition("/")[2]]) for name in present}
     spaced = sorted((name for name in present if name not in windows), key=updates.get)
     texts = [f"{SCHEDULES.get(name.partition('/')[2], 'all')}\n{updates[name]}" for name in spaced]
@@ -236,7 +246,8 @@ def schedules(tables: Tables) -> Figure:
         panels[0].set_ylabel(f"gain, {SCORES[metric]}")
         panels[1].set_xticks(range(len(windows)), [name.partition("/")[2] for name in windows])
         panels[0].set_xticks(range(len(spaced)), texts)
-        panels[0].margins(x=0.15)
+        for panel in panels:
+            panel.margins(x=0.15)
     axes[-1, 0].set_xlabel("which steps update the embedding, and how many")
     axes[-1, 1].set_xlabel("quarter of the steps in which it updates")
     return figure
@@ -247,7 +258,7 @@ def along_sampling(tables: Tables) -> Figure:
     figure, axes = new_figure(columns=2, width=3.9, height=2.9)
     present = [name for kind in ("fixed", "random", "universal") if (name := tables.first(kind))]
     present += [name for name in ("date/late", "date/every5", "date/all", "date/every10") if name in tables.methods]
-    styles = dict(zip(present, (BLACK, ORANGE, GREEN, BLUE, SKY, VERMILION, PURPLE), strict=False))
+    styles = dict(zip(present, (BLACK, GREY, GREEN, BLUE, SKY, VERMILION, PURPLE), strict=False))
     for name, shade in styles.items():
         rows = tables.traces[tables.traces["variant"] == name]
         for panel, column in zip(axes[0], ("reward", "distance"), strict=True):
@@ -255,7 +266,7 @@ def along_sampling(tables: Tables) -> Figure:
             line_with_band(panel, wide.columns, wide.to_numpy(), label=label(name), color=shade, marker="")
     _whole_numbers(*(panel.xaxis for panel in axes[0]))
     axes[0, 0].set(xlabel="step", ylabel="reward of the clean prediction")
-    axes[0, 1].set(xlabel="step", ylabel="distance from the prompt's embedding")
+    axes[0, 1].set(xlabel="step", ylabel="distance from own embedding")
     axes[0, 0].legend(fontsize=7)
     return figure
 

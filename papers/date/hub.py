@@ -1,9 +1,14 @@
-"""DATE on a pipeline of the hub, with CLIP models as rewards; processes of accelerate share the prompts."""
+"""DATE and its baselines on a pipeline of the hub, with CLIP models as rewards.
+
+Processes of accelerate share the prompts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,22 +18,26 @@ from accelerate.utils import gather_object
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from papers.date.cost import metered
 from papers.date.drawn import Drawn, StepTrace, as_bytes, shown_rows
-from papers.date.methods import embedding_update
+from papers.date.energy_cross_attention import energy_cross_attention
+from papers.date.methods import Evaluate, embedding_update, weighted_sum
 from papers.date.options import HubOptions, SamplerOptions
-from papers.date.variants import Variant, parse_schedules
+from papers.date.variants import Variant, parse_rewards, parse_schedules
 from shared.data_order import chunks, generator_for
 from shared.t2i.clip_scorer import ClipScorer, load_clip
-from shared.t2i.hub_pipeline import counted_rows, image_size, open_pipeline
-from shared.t2i.pipeline_hooks import plugged_in
+from shared.t2i.guidance import universal_guidance
+from shared.t2i.hub_pipeline import image_size, open_pipeline
+from shared.t2i.pipeline_calls import is_flow
+from shared.t2i.pipeline_hooks import network_of, plugged_in
 from shared.t2i.prompt_files import Prompt
-from shared.t2i.step_method import NetworkStep, StepMethod
-
-SUPPORTED = ("fixed", "date", "random")
+from shared.t2i.step_method import EmbeddingUpdate, NetworkStep, StepMethod
 
 
 class HubBench:
     """A pipeline with prompts and CLIP scorers; see :class:`papers.date.drawn.Bench`.
+
+    Its seconds are those that pass for one device, which has no other work; processors wait for it meanwhile.
 
     Args:
         sampler: options of sampling.
@@ -37,10 +46,6 @@ class HubBench:
         prompts: what is sampled.
         seed: of the noise; each prompt has its own.
         size: further arguments of the pipeline's call, for the size of its images.
-
-    Attributes:
-        branches: evaluations of the network for an image in a step that updates nothing, known after the first batch: 2
-            under classifier-free guidance, 1 in a model that was distilled from it.
     """
 
     def __init__(
@@ -54,7 +59,7 @@ class HubBench:
         size: Mapping[str, int] | None = None,
     ) -> None:
         self.sampler, self.pipeline, self.scorers, self.prompts, self.seed = sampler, pipeline, scorers, prompts, seed
-        self.size, self.branches = dict(size or {}), 2
+        self.size = dict(size or {})
         self.process = PartialState()
         self.shown = shown_rows(prompts, sampler.shown_per_task)
         self.schedules = parse_schedules(sampler.schedules, sampler.num_steps)
@@ -63,22 +68,25 @@ class HubBench:
         """As the protocol says.
 
         Raises:
-            ValueError: a kind of variant that is not supported here, or the reward on noisy latents.
+            ValueError: the reward ``plain``, or energy-based cross-attention in a pipeline without a U-Net.
         """
-        if variant.kind not in SUPPORTED or variant.scores_noisy or variant.reward not in self.scorers:
-            raise ValueError(f"variant: {variant.name} is not supported on models of the hub")
+        if variant.reward == "plain" or (variant.kind == "ebca" and not hasattr(self.pipeline, "unet")):
+            raise ValueError(f"variant: {variant.name} is not supported on {type(self.pipeline).__name__}")
         own = np.arange(len(self.prompts))[self.process.process_index :: self.process.num_processes]
         parts = [self._draw_batch(variant, strength, rows) for rows in chunks(own, self.sampler.batch_size)]
         return merge_parts(gather_object(parts))
 
     def _draw_batch(self, variant: Variant, strength: float | None, rows: np.ndarray) -> dict[str, object]:
-        """Rows, scores, steps, images and displacements of a batch, as plain values."""
+        """Rows, scores, steps, images, displacements, evaluations and seconds of a batch, as plain values."""
         texts = [self.prompts[row].text for row in rows]
         features = {name: scorer.text_features(texts) for name, scorer in self.scorers.items()}
         traces: list[StepTrace] = []
         shown = np.flatnonzero(np.isin(rows, self.shown))
-        updates = self._updates(variant, strength, rows, features, torch.tensor(shown, dtype=torch.int64), traces)
-        with updates, counted_rows(self.pipeline) as counted:
+        rewards = {name: _reward(scorer, features[name]) for name, scorer in self.scorers.items()}
+        followed = rewards.get(variant.reward) or weighted_sum(rewards, parse_rewards(self.sampler.rewards))
+        acting = self._acting(variant, strength, rows, followed, torch.tensor(shown, dtype=torch.int64), traces)
+        started = time.perf_counter()
+        with metered(network_of(self.pipeline)) as meter, acting:
             output = self.pipeline(
                 texts,
                 num_inference_steps=round(self.sampler.num_steps * variant.step_factor),
@@ -87,8 +95,10 @@ class HubBench:
                 output_type="pt",
                 **self.size,
             )
-        self.branches = counted[0] // len(rows)
         images = output.images.float()
+        if images.is_cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
         with torch.no_grad():
             scores = {f"{name}_score": scorer(images, features[name]).double().cpu().numpy()
                       for name, scorer in self.scorers.items()}  # fmt: skip
@@ -99,35 +109,63 @@ class HubBench:
             "shown": rows[shown],
             "images": as_bytes(2 * images[shown] - 1).numpy(),
             "displacements": [torch.stack(trace.displacements).numpy() for trace in traces],
+            "evaluations": meter.evaluations,
+            "seconds": seconds,
         }
 
-    def _updates(
+    @contextmanager
+    def _acting(
         self,
         variant: Variant,
         strength: float | None,
         rows: np.ndarray,
-        features: dict[str, Tensor],
+        evaluate: Evaluate,
         shown: Tensor,
         traces: list[StepTrace],
-    ) -> AbstractContextManager[None]:
-        """What makes the pipeline's runs within the block the variant, and follows the embedding in its updates."""
+    ) -> Iterator[None]:
+        """Within the block, a run of the pipeline is the variant's; where it moves the embedding, a trace is added."""
         if variant.kind == "fixed":
-            return nullcontext()
-        scorer = self.scorers[variant.reward]
+            yield
+        elif variant.kind == "ebca":
+            with energy_cross_attention(self.pipeline.unet, strength, prompts=len(rows)) as energy:
+                energy.active = True
+                yield
+        elif variant.kind == "universal":
+            # Flow matching starts from pure noise, where a change of ε moves x̄0 without bound.
+            guided = range(int(is_flow(self.pipeline.scheduler)), self.sampler.num_steps)
+            with plugged_in(self.pipeline, replace(universal_guidance(evaluate, strength), steps=guided)):
+                yield
+        else:
+            change = embedding_update(
+                variant,
+                strength,
+                evaluate,
+                scheduler=self.pipeline.scheduler,
+                seed=self.seed,
+                rows=rows.tolist(),
+                num_updates=self.sampler.num_updates,
+                prior_weight=self.sampler.prior_weight,
+            )
+            method = StepMethod(_traced(change, shown, traces), steps=self.schedules[variant.schedule])
+            with plugged_in(self.pipeline, method):
+                yield
 
-        def evaluate(images: Tensor) -> Tensor:
-            return scorer(images, features[variant.reward])
 
-        change = embedding_update(variant, strength, evaluate, seed=self.seed, rows=rows.tolist())
+def _reward(scorer: ClipScorer, texts: Tensor) -> Evaluate:
+    return lambda images: scorer(images, texts)
 
-        def update(step: NetworkStep, embedding: Tensor, anchor: Tensor) -> Tensor:
-            after = change(step, embedding, anchor)
-            if not traces:
-                traces.append(StepTrace(anchor, shown))
-            traces[0].embedding(step.index, embedding, after)
-            return after
 
-        return plugged_in(self.pipeline, StepMethod(change_embedding=update, steps=self.schedules[variant.schedule]))
+def _traced(change: EmbeddingUpdate, shown: Tensor, traces: list[StepTrace]) -> EmbeddingUpdate:
+    """The same update; what it does is taken down in the list's one trace."""
+
+    def update(step: NetworkStep, embedding: Tensor, anchor: Tensor) -> Tensor:
+        after = change(step, embedding, anchor)
+        if not traces:
+            traces.append(StepTrace(anchor, shown))
+        traces[0].embedding(step.index, embedding, after)
+        return after
+
+    return update
 
 
 def merge_parts(parts: list[dict[str, object]]) -> Drawn:
@@ -140,7 +178,16 @@ def merge_parts(parts: list[dict[str, object]]) -> Drawn:
     images = torch.from_numpy(np.concatenate([part["images"] for part in parts])[order])
     paths = [path for part in parts for path in part["displacements"]]
     moved = np.concatenate(paths, axis=1)[:, order] if paths else np.zeros((1, len(order), 1), np.float32)
-    return Drawn(scores, {}, images, pd.concat(steps or [still], ignore_index=True), torch.from_numpy(moved))
+    count = len(np.concatenate([part["rows"] for part in parts]))
+    return Drawn(
+        scores=scores,
+        sets={},
+        images=images,
+        steps=pd.concat(steps or [still], ignore_index=True),
+        displacements=torch.from_numpy(moved),
+        evaluations=sum(part["evaluations"] for part in parts) / count,
+        seconds=sum(part["seconds"] for part in parts) / count,
+    )
 
 
 def open_hub(sampler: SamplerOptions, options: HubOptions, prompts: Sequence[Prompt], *, seed: int) -> HubBench:

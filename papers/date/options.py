@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from papers.date.variants import parse_schedules, parse_variant, strength_source
+from papers.date.variants import parse_rewards, parse_schedules, parse_variant, strength_source
 from shared.t2i.options import PipelineOptions
 
 
@@ -17,7 +17,14 @@ class SamplerOptions:
     guidance_scale: float
     """Scale of classifier-free guidance, w."""
     schedules: tuple[str, ...]
-    """In which steps the embedding is updated, ``<name>=<first>:<end>:<stride>``; step 0 is the noisiest."""
+    """In which steps the embedding is updated: ``<name>=<first>:<end>:<stride>``, or ``<name>=<step>,<step>,...``; step
+    0 is the noisiest."""
+    num_updates: int = 1
+    """Updates of the embedding in a step of its schedule, K, each with a gradient of its own."""
+    prior_weight: float = 0.0
+    """Weight λ of the penalty on the mean square distance from the prompt's own embedding."""
+    rewards: tuple[str, ...] = ()
+    """What variants ``date-sum`` follow: rewards with their weights in the sum, ``<reward>*<weight>``."""
     shown_per_task: int = 2
     """Test prompts of each task whose images and embeddings are kept for figures, the first ones."""
     batch_size: int = 120
@@ -25,6 +32,12 @@ class SamplerOptions:
 
     def __post_init__(self) -> None:
         parse_schedules(self.schedules, self.num_steps)
+        parse_rewards(self.rewards)
+        if self.num_updates < 1 or not self.prior_weight >= 0:
+            raise ValueError(
+                "num_updates, prior_weight: need at least 1 and no less than 0, got "
+                f"{self.num_updates} and {self.prior_weight}"
+            )
 
 
 @dataclass(frozen=True)
@@ -57,17 +70,17 @@ class HubOptions(PipelineOptions):
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """The search for strengths, with as many candidates for every method."""
+    """The search for strengths, with as many candidates for every method; none for one that is not sampled."""
 
     step_sizes: tuple[float, ...]
     """Lengths ρ of DATE's steps."""
-    universal_scales: tuple[float, ...]
+    universal_scales: tuple[float, ...] = ()
     """Scales of Universal Guidance."""
-    energy_rates: tuple[float, ...]
+    energy_rates: tuple[float, ...] = ()
     """Rates of energy-based cross-attention."""
 
     def __post_init__(self) -> None:
-        sizes = {len(self.step_sizes), len(self.universal_scales), len(self.energy_rates)}
+        sizes = {len(self.step_sizes), len(self.universal_scales), len(self.energy_rates)} - {0}
         if len(sizes) > 1:
             raise ValueError(f"tune: every method needs as many candidates, got {sorted(sizes)}")
 
@@ -78,8 +91,6 @@ class SelectOptions:
 
     criterion: str
     """Mean over development prompts that is highest at the selected strength; of equals, the least strength."""
-    default_strength: str
-    """The tuned variant whose strength those take that were not tuned and have no tuned schedule."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +128,21 @@ class Scale:
             raise ValueError("scenes, hub: exactly one of them must be given, and prompts with hub")
         tuned = [name for names in self.tuned.values() for name in names]
         schedules = parse_schedules(self.sampler.schedules, self.sampler.num_steps)
-        for name in [*tuned, *self.variants]:
-            variant = parse_variant(name)
-            strength_source(variant, tuned, self.select.default_strength)
+        variants = [parse_variant(name) for name in [*tuned, *self.variants]]
+        for variant in variants:
+            strength_source(variant, tuned)
             if variant.schedule is not None and variant.schedule not in schedules:
                 raise ValueError(f"schedules: there is none named {variant.schedule!r}")
+        used = {
+            "step_sizes": any(variant.kind == "date" for variant in variants),
+            "universal_scales": "universal" in tuned,
+            "energy_rates": "ebca" in tuned,
+        }
+        for key, asked in used.items():
+            if asked != bool(getattr(self.tune, key)):
+                raise ValueError(f"tune: {key} must be given where such variants are tuned, and only there")
+        if any(variant.reward == "sum" for variant in variants) != bool(self.sampler.rewards):
+            raise ValueError("rewards: must be given where variants follow a sum of them, and only there")
 
     @property
     def variants(self) -> list[str]:

@@ -11,7 +11,6 @@ Files that every job writes; all tables have a column seed, too:
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +21,28 @@ from safetensors.torch import save_file
 from papers.date.drawn import Bench, Drawn, direction_cosines, principal_paths
 from papers.date.options import SamplerOptions, ScenePromptOptions
 from papers.date.testbed import open_testbed
-from papers.date.variants import evaluations_per_image, parse_schedules, parse_variant
+from papers.date.variants import parse_variant
 from shared.progress import Progress
 from shared.stage import Input, Output, run
 from shared.tables import read_table, write_table
 
 
 def draw_all(
-    bench: Bench, variants: tuple[str, ...], strengths: dict[str, float], sampler: SamplerOptions
+    bench: Bench, variants: tuple[str, ...], strengths: dict[str, float]
 ) -> tuple[dict[str, Drawn], dict[str, Any]]:
     """Sample every variant; also measurements for the record.
 
-    They are, for each variant, its strength, seconds of wall time, evaluations of the denoiser per image (a backward
-    pass counts as two), and measures of its images as a set.
+    They are, for each variant, its strength, seconds and evaluations of the network per image, and measures of its
+    images as a set.
     """
-    schedules = parse_schedules(sampler.schedules, sampler.num_steps)
     found: dict[str, Drawn] = {}
     measured: dict[str, Any] = {"strength": {}, "seconds": {}, "evaluations": {}, "sets": {}}
     with Progress(len(variants), "sampling") as progress:
         for variant in map(parse_variant, variants):
-            started = time.perf_counter()
             drawn = found[variant.name] = bench.draw(variant, strengths.get(variant.name))
-            measured["seconds"][variant.name] = round(time.perf_counter() - started, 3)
             measured["strength"][variant.name] = strengths.get(variant.name)
-            updates = len(schedules.get(variant.schedule, ()))
-            measured["evaluations"][variant.name] = evaluations_per_image(variant, sampler.num_steps, updates)
+            measured["seconds"][variant.name] = round(drawn.seconds, 6)
+            measured["evaluations"][variant.name] = drawn.evaluations
             measured["sets"][variant.name] = drawn.sets
             progress.update()
     return found, measured
@@ -141,7 +137,7 @@ def sample(
         evaluator=evaluator,
     )
     selected = read_table(strengths, ("variant", "strength")).set_index("variant")["strength"].to_dict()
-    found, measured = draw_all(bench, variants, selected, sampler)
+    found, measured = draw_all(bench, variants, selected)
     write_drawn(bench, found, seed=seed, scores=scores, steps=steps, directions=directions, paths=paths, images=images)
     return measured
 

@@ -9,7 +9,6 @@ from accelerate import PartialState
 from papers.date.hub import open_hub
 from papers.date.options import HubOptions, SamplerOptions
 from papers.date.sample import draw_all, write_drawn
-from papers.date.variants import parse_variant
 from shared.stage import Input, Output, run
 from shared.t2i.prompt_files import read_prompts, split_prompts
 from shared.tables import read_table
@@ -29,17 +28,11 @@ def sample_hub(
     paths: Output,
     images: Output,
 ) -> dict[str, Any]:
-    """Sample with the selected strengths; the hook's repeated evaluations without prompt are not counted as cost.
-
-    Models that were distilled from classifier-free guidance are evaluated with the prompt alone, which costs half.
-    """
+    """Sample with the selected strengths."""
     split = split_prompts(read_prompts(prompts), dev=hub.dev_prompts, test=hub.test_prompts, seed=hub.split_seed)
     bench = open_hub(sampler, hub, split["test"], seed=seed)
     selected = read_table(strengths, ("variant", "strength")).set_index("variant")["strength"].to_dict()
-    found, measured = draw_all(bench, variants, selected, sampler)
-    for variant in map(parse_variant, variants):
-        without_prompt = (2 - bench.branches) * round(sampler.num_steps * variant.step_factor)
-        measured["evaluations"][variant.name] -= without_prompt
+    found, measured = draw_all(bench, variants, selected)
     if PartialState().is_main_process:
         write_drawn(
             bench, found, seed=seed, scores=scores, steps=steps, directions=directions, paths=paths, images=images

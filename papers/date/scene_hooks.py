@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from papers.date.energy_cross_attention import energy_cross_attention
-from papers.date.methods import Evaluate, embedding_update, next_noisy_latents
-from papers.date.variants import Variant
+from papers.date.methods import Evaluate, embedding_update
+from papers.date.options import SamplerOptions
+from papers.date.variants import Variant, parse_schedules
 from shared.t2i.guidance import universal_guidance
 from shared.t2i.pipeline import ScenePipeline
-from shared.t2i.step_method import EmbeddingUpdate, NetworkStep, StepMethod
+from shared.t2i.step_method import NetworkStep, StepMethod
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class SceneRun:
         pipeline: the testbed's.
         variant: what is sampled.
         strength: of its guidance; None for a fixed embedding.
-        schedule: the steps in which the embedding is updated.
+        sampler: its options.
         evaluate: the reward that is followed.
         seed: of random directions.
         rows: the prompts' numbers.
@@ -33,7 +34,7 @@ class SceneRun:
     pipeline: ScenePipeline
     variant: Variant
     strength: float | None
-    schedule: tuple[int, ...]
+    sampler: SamplerOptions
     evaluate: Evaluate
     seed: int
     rows: list[int]
@@ -58,20 +59,15 @@ class SceneRun:
         elif self.variant.kind == "fixed":
             yield StepMethod()
         else:
-            yield StepMethod(change_embedding=self._update(), steps=self.schedule)
-
-    def _update(self) -> EmbeddingUpdate:
-        update = embedding_update(self.variant, self.strength, self.evaluate, seed=self.seed, rows=self.rows)
-        if not self.variant.scores_noisy:
-            return update
-
-        def update_by_noisy(step: NetworkStep, embedding: Tensor, anchor: Tensor) -> Tensor:
-            return update(step._replace(decode=self._decode_next(step)), embedding, anchor)
-
-        return update_by_noisy
-
-    def _decode_next(self, step: NetworkStep) -> Callable[[Tensor], Tensor]:
-        scheduler = self.pipeline.scheduler
-        later = [float(scheduler.alphas_cumprod[timestep]) for timestep in scheduler.timesteps[step.index + 1 :]]
-        next_alpha = later[0] if later else float(scheduler.final_alpha_cumprod)
-        return lambda clean: step.decode(next_noisy_latents(clean, step.latents, step.alpha_cumprod, next_alpha))
+            update = embedding_update(
+                self.variant,
+                self.strength,
+                self.evaluate,
+                scheduler=self.pipeline.scheduler,
+                seed=self.seed,
+                rows=self.rows,
+                num_updates=self.sampler.num_updates,
+                prior_weight=self.sampler.prior_weight,
+            )
+            schedules = parse_schedules(self.sampler.schedules, self.sampler.num_steps)
+            yield StepMethod(change_embedding=update, steps=schedules[self.variant.schedule])

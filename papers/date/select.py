@@ -27,11 +27,11 @@ def strengths_of(variants: tuple[str, ...], trials: pd.DataFrame, options: Selec
     best, found = best_strengths(trials, options.criterion), {}
     unit_lengths = trials.set_index("variant")["step_length"]
     for variant in map(parse_variant, variants):
-        source = strength_source(variant, list(best), options.default_strength)
+        source = strength_source(variant, list(best))
         if source is None:
             continue
-        if source not in best or (not variant.normalize and variant.name not in best):
-            raise ValueError(f"trials: need some of {variant.name if source in best else source} for {variant.name}")
+        if not variant.normalize and variant.name not in best:
+            raise ValueError(f"tuned: lacks {variant.name!r}, the length of whose steps is not known")
         found[variant.name] = best[source] if variant.normalize else best[source] / unit_lengths[variant.name]
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from papers.date.cost import metered
 from papers.date.drawn import Drawn, StepTrace, as_bytes, shown_rows
-from papers.date.methods import Evaluate
+from papers.date.methods import Evaluate, weighted_sum
 from papers.date.options import SamplerOptions, ScenePromptOptions
 from papers.date.scene_hooks import SceneRun
-from papers.date.variants import Variant, parse_schedules
+from papers.date.variants import Variant, parse_rewards
 from shared.data_order import chunks
 from shared.frechet import frechet_distance
 from shared.t2i.captions import PromptSpec, caption_of, sample_scene
@@ -34,7 +36,10 @@ SCORERS = ("guidance", "preference", "plain", "evaluator")
 
 
 class SceneBench:
-    """The testbed's pipeline with prompts of one split and seed; see :class:`papers.date.drawn.Bench`."""
+    """The testbed's pipeline with prompts of one split and seed; see :class:`papers.date.drawn.Bench`.
+
+    Its seconds are of processor time, which other jobs on the machine hardly change.
+    """
 
     def __init__(
         self,
@@ -50,21 +55,20 @@ class SceneBench:
         self.specs = mini_geneval(options.prompts_per_task, seed, split)
         self.prompts = [Prompt(caption_of(spec), spec.task) for spec in self.specs]
         self.shown = shown_rows(self.prompts, sampler.shown_per_task)
-        self.schedules = parse_schedules(sampler.schedules, sampler.num_steps)
         ids = pipeline.tokenizer.encode([prompt.text for prompt in self.prompts]).to(pipeline.device)
         with torch.no_grad():
             self.texts = {name: scorer.text_features(ids) for name, scorer in scorers.items()}
         self.references = self._features(render_references(self.specs, options.references_per_prompt, seed))
+        self._warm_up()
 
     def draw(self, variant: Variant, strength: float | None) -> Drawn:
         """As the protocol says; a fixed embedding has no strength."""
-        images, traces = zip(
-            *(
+        with metered(self.pipeline.unet) as meter:
+            batches = [
                 self._draw_batch(variant, strength, rows)
                 for rows in chunks(np.arange(len(self.prompts)), self.sampler.batch_size)
-            ),
-            strict=True,
-        )
+            ]
+        images, traces, seconds = zip(*batches, strict=True)
         images = torch.cat(images)
         features = self._features(images)
         steps = pd.concat([trace.rows() for trace in traces], ignore_index=True)
@@ -74,7 +78,18 @@ class SceneBench:
             images=as_bytes(images[self.shown]),
             steps=steps,
             displacements=torch.cat([torch.stack(trace.displacements) for trace in traces], dim=1),
+            evaluations=meter.evaluations / len(self.prompts),
+            seconds=sum(seconds) / len(self.prompts),
         )
+
+    def _warm_up(self) -> None:
+        """Sample in one step and differentiate once: the first time in a process takes longer, and is no method's."""
+        captions = [prompt.text for prompt in self.prompts[: self.sampler.batch_size]]
+        noise = initial_noise(self.seed, range(len(captions))).to(self.pipeline.device)
+        self.pipeline(captions, noise, num_steps=1)
+        with torch.enable_grad():
+            embedding = self.pipeline.embed(captions).requires_grad_()
+            torch.autograd.grad(self.pipeline.denoise(noise, torch.tensor(0), embedding).sum(), embedding)
 
     def _features(self, images: Tensor) -> np.ndarray:
         with torch.no_grad():
@@ -93,19 +108,23 @@ class SceneBench:
             **learned,
         }
 
-    def _draw_batch(self, variant: Variant, strength: float | None, rows: np.ndarray) -> tuple[Tensor, StepTrace]:
+    def _draw_batch(
+        self, variant: Variant, strength: float | None, rows: np.ndarray
+    ) -> tuple[Tensor, StepTrace, float]:
+        """Images, what their embeddings did, and seconds."""
         embedding, empty = self.pipeline.embed([self.prompts[row].text for row in rows]), self.pipeline.embed([""])
         trace = StepTrace(embedding, torch.tensor(np.flatnonzero(np.isin(rows, self.shown))))
-        watched = self._reward("guidance", rows)
+        predictions: list[Tensor] = []  # judged afterwards, which takes no time of sampling
         run = SceneRun(
             self.pipeline,
             variant,
             strength,
-            self.schedules.get(variant.schedule, ()),
+            self.sampler,
             self._reward(variant.reward, rows),
             self.seed,
             rows.tolist(),
         )
+        started = time.process_time()
         with run.method() as method:
             hooks = sampler_hooks(method, self.pipeline.denoise, embedding, empty)
 
@@ -125,11 +144,17 @@ class SceneBench:
                 guidance_scale=self.sampler.guidance_scale,
                 embedding_hook=embedding_hook,
                 output_hook=hooks["output_hook"],
-                step_callback=lambda step, clean: trace.reward(watched(LatentCodec.decode(clean))),
+                step_callback=lambda step, clean: predictions.append(clean),
             )
-        return images, trace
+        seconds, watched = time.process_time() - started, self._reward("guidance", rows)
+        with torch.no_grad():
+            trace.rewards([watched(LatentCodec.decode(clean)) for clean in predictions])
+        return images, trace, seconds
 
     def _reward(self, name: str, rows: np.ndarray) -> Evaluate:
+        if name == "sum":
+            weights = parse_rewards(self.sampler.rewards)
+            return weighted_sum({part: self._reward(part, rows) for part in weights}, weights)
         scorer, texts = self.scorers[name], self.texts[name][torch.tensor(rows)]
         return lambda images: scorer(images, texts)
 

@@ -10,6 +10,7 @@ name                        meaning
 ``date-raw/<schedule>``     the gradient is not normalised, only multiplied by a factor
 ``date-noisy/<schedule>``   the reward sees the next noisy latents in place of the clean prediction
 ``date-<reward>/<sched.>``  another reward: ``preference``, or ``plain``, a scorer that never saw degraded images
+``date-sum/<schedule>``     several rewards, added with weights
 ``random/<schedule>``       steps of the same length in random directions
 ``universal``               Universal Guidance: the gradient moves the noisy latents instead, in all steps
 ``ebca``                    energy-based cross-attention: each attention layer moves the embedding, without a reward
@@ -30,10 +31,11 @@ FLAVOURS: dict[str, dict[str, Any]] = {
     "noisy": {"scores_noisy": True},
     "preference": {"reward": "preference"},
     "plain": {"reward": "plain"},
+    "sum": {"reward": "sum"},
 }
 ON_ALL_STEPS = ("universal", "ebca")
-BACKWARD = 2
-"""What a backward pass costs, in forward passes."""
+REWARDS = ("guidance", "preference", "plain")
+"""What may be followed by itself or as part of a sum; the evaluator only judges."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Variant:
         kind: ``fixed``, ``date``, ``random``, ``universal`` or ``ebca``.
         schedule: in which steps the embedding is updated; None for kinds that have no choice.
         step_factor: sampler steps, in parts of the usual number.
-        reward: what is followed: ``guidance``, ``preference`` or ``plain``.
+        reward: what is followed: one of :data:`REWARDS`, or ``sum``, several of them with weights.
         start: where steps start, ``previous`` or ``anchor``.
         normalize: whether the gradient is scaled to unit length.
         scores_noisy: whether the reward sees the next noisy latents.
@@ -79,56 +81,65 @@ def parse_variant(name: str) -> Variant:
 
 
 def parse_schedules(texts: Sequence[str], num_steps: int) -> dict[str, tuple[int, ...]]:
-    """Steps of each schedule by its name, from ``<name>=<first>:<end>:<stride>``, counted from 0, the noisiest.
+    """Steps of each schedule by its name, counted from 0, the noisiest.
+
+    Args:
+        texts: ``<name>=<first>:<end>:<stride>``, or ``<name>=<step>,<step>,...`` for steps in no such order.
+        num_steps: of the sampler.
 
     Raises:
         ValueError: another form, a name twice, or steps that the sampler does not make.
     """
     schedules: dict[str, tuple[int, ...]] = {}
     for text in texts:
-        match = re.fullmatch(r"(\w+)=(\d+):(\d+):([1-9]\d*)", text)
-        if not match:
-            raise ValueError(f"schedules: expected <name>=<first>:<end>:<stride>, got {text!r}")
-        steps = tuple(range(int(match[2]), int(match[3]), int(match[4])))
+        spaced = re.fullmatch(r"(\w+)=(\d+):(\d+):([1-9]\d*)", text)
+        listed = re.fullmatch(r"(\w+)=(\d+(?:,\d+)*)", text)
+        if spaced:
+            name, steps = spaced[1], tuple(range(int(spaced[2]), int(spaced[3]), int(spaced[4])))
+        elif listed:
+            name, steps = listed[1], tuple(sorted({int(step) for step in listed[2].split(",")}))
+        else:
+            raise ValueError(f"schedules: expected <name>=<first>:<end>:<stride> or <name>=<step>,..., got {text!r}")
         if not steps or steps[-1] >= num_steps:
             raise ValueError(f"schedules: need some of the {num_steps} steps, got {text!r}")
-        if match[1] in schedules:
-            raise ValueError(f"schedules: {match[1]!r} is there twice")
-        schedules[match[1]] = steps
+        if name in schedules:
+            raise ValueError(f"schedules: {name!r} is there twice")
+        schedules[name] = steps
     return schedules
 
 
-def strength_source(variant: Variant, tuned: Sequence[str], default: str) -> str | None:
-    """The tuned variant whose strength another one takes: itself, or DATE with the same schedule, or the default.
+def parse_rewards(texts: Sequence[str]) -> dict[str, float]:
+    """Weights of a sum of rewards by their names, from ``<reward>*<weight>``.
+
+    Raises:
+        ValueError: another form, a reward that is none of :data:`REWARDS` or is there twice, or a weight of 0.
+    """
+    weights: dict[str, float] = {}
+    for text in texts:
+        match = re.fullmatch(r"(\w+)\*(\d+(?:\.\d+)?)", text)
+        if not match or match[1] not in REWARDS or match[1] in weights or not float(match[2]):
+            raise ValueError(f"rewards: expected <reward>*<weight>, each of {', '.join(REWARDS)} once, got {text!r}")
+        weights[match[1]] = float(match[2])
+    return weights
+
+
+def strength_source(variant: Variant, tuned: Sequence[str]) -> str | None:
+    """The tuned variant whose strength another one takes: its own, so that none is compared at another one's best.
+
+    Random directions and the gradient that is not normalised are to make steps as long as DATE's on the same schedule,
+    so they take its strength.
 
     Args:
         variant: any; a fixed embedding has no strength, so None is returned.
         tuned: names of variants whose strength was selected.
-        default: for schedules that were not tuned.
 
     Raises:
-        ValueError: a baseline with a strength of its own that was not tuned.
+        ValueError: that variant was not tuned.
     """
     if variant.kind == "fixed":
         return None
-    if variant.name in tuned and variant.normalize:
-        return variant.name
-    if variant.kind in ON_ALL_STEPS:
-        raise ValueError(f"tuned: lacks {variant.name!r}, which has a strength of its own")
-    same_schedule = f"date/{variant.schedule}"
-    return same_schedule if same_schedule in tuned else default
-
-
-def evaluations_per_image(variant: Variant, num_steps: int, updates: int) -> float:
-    """Evaluations of the denoiser for one image, a backward pass counted as two.
-
-    Args:
-        variant: any.
-        num_steps: of the usual sampler.
-        updates: steps in which the embedding is updated.
-    """
-    steps = round(num_steps * variant.step_factor)
-    plain = 2 * steps  # with and without the prompt
-    if variant.kind == "date":
-        return plain + updates * (1 + BACKWARD)
-    return plain + (2 * BACKWARD * steps if variant.kind == "universal" else 0)
+    as_long = variant.kind == "random" or not variant.normalize
+    source = f"date/{variant.schedule}" if as_long else variant.name
+    if source not in tuned:
+        raise ValueError(f"tuned: lacks {source!r}, whose strength {variant.name!r} takes")
+    return source

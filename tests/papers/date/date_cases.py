@@ -16,7 +16,8 @@ STEPS = 4
 SAMPLER = SamplerOptions(
     num_steps=STEPS,
     guidance_scale=3.0,
-    schedules=("all=0:4:1", "late=2:4:1", "first=0:1:1", "second=1:2:1", "third=2:3:1", "fourth=3:4:1", "every5=0:4:2"),
+    rewards=("guidance*1.0", "preference*0.5"),
+    schedules=("all=0:4:1", "late=2,3", "first=0:1:1", "second=1:2:1", "third=2:3:1", "fourth=3:4:1", "every5=0:4:2"),
     shown_per_task=1,
     batch_size=12,
 )

@@ -66,6 +66,26 @@ def test_only_active_evaluations_change_and_the_network_is_as_before():
         torch.testing.assert_close(evaluate(), plain)
 
 
+@torch.no_grad()
+def test_samples_without_the_prompt_are_left_alone():
+    unet = scene_pipeline().unet
+    latents, states = torch.randn(4, 12, 6, 6), torch.randn(4, 12, 64)
+
+    def evaluate(rows):
+        return unet(latents[rows], 500, encoder_hidden_states=states[rows]).sample
+
+    plain = evaluate(slice(0, 4))
+    with energy_cross_attention(unet, 0.5) as guide:
+        guide.active = True
+        alone = evaluate(slice(2, 4))
+    with energy_cross_attention(unet, 0.5, prompts=2) as guide:
+        guide.active = True
+        together = evaluate(slice(0, 4))
+    torch.testing.assert_close(together[:2], plain[:2])
+    torch.testing.assert_close(together[2:], alone)
+    assert not torch.allclose(together[2:], plain[2:], atol=1e-3)
+
+
 def test_layers_hand_the_text_on():
     unet = scene_pipeline().unet
     seen = []

@@ -9,7 +9,16 @@ import pandas as pd
 import pytest
 import torch
 from date_cases import SAMPLER
-from diffusers_pipelines import encode_texts, flux, latent_consistency, network, stable_diffusion, stable_diffusion_3
+from diffusers_pipelines import (
+    encode_texts,
+    flux,
+    latent_consistency,
+    network,
+    pixart,
+    stable_diffusion,
+    stable_diffusion_3,
+    stable_diffusion_xl,
+)
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
@@ -120,10 +129,10 @@ def test_the_clip_score_is_clips_own_cosine():
     assert leaf.grad.abs().sum() > 0 and all(parameter.grad is None for parameter in scorer.parameters())
 
 
-def hub_bench(batch_size: int = 2, make=stable_diffusion, scheduler: str = "ddim") -> HubBench:
+def hub_bench(batch_size: int = 2, make=stable_diffusion, scheduler: str = "ddim", **options) -> HubBench:
     pipeline = encode_texts(make())
     prepare_pipeline(pipeline, PipelineOptions(model="none", scheduler=scheduler))
-    sampler = replace(SAMPLER, batch_size=batch_size)
+    sampler = replace(SAMPLER, batch_size=batch_size, **options)
     scorers = {name: clip_scorer(seed) for seed, name in enumerate(("guidance", "preference", "evaluator"))}
     return HubBench(sampler, pipeline, scorers, PROMPTS, seed=3, size={"height": 16, "width": 16})
 
@@ -155,24 +164,87 @@ def test_other_pipelines_are_benches_too(make, branches, tmp_path, monkeypatch):
         bench.sampler, options, seed=3, variants=("fixed", "date/all"), prompts=tmp_path / "prompts.jsonl",
         strengths=tmp_path / "strengths", **files,
     )  # fmt: skip
-    assert measured["evaluations"] == {"fixed": 4 * branches, "date/all": 4 * branches + 12}
+    # In a step with an update the pipeline's evaluation without prompt is repeated.
+    assert measured["evaluations"] == {"fixed": 4 * branches, "date/all": 4 * branches + 4 * (branches - 1 + 3)}
+    assert all(seconds > 0 for seconds in measured["seconds"].values())
     scores = read_table(files["scores"]).pivot(index="unit", columns="variant", values="guidance_score")
     assert (scores["date/all"] > scores["fixed"]).all()
     assert not network(bench.pipeline)._forward_hooks
 
 
+@pytest.mark.parametrize(
+    ("make", "scheduler", "expected"),
+    [
+        (stable_diffusion, "ddim", 8 * 4),
+        (stable_diffusion_xl, "ddim", 8 * 4),
+        (latent_consistency, "own", 4 * 4),
+        (stable_diffusion_3, "own", 2 + 8 * 3),  # nothing is guided in the first step of flow matching
+        (flux, "own", 1 + 4 * 3),
+    ],
+)
+def test_universal_guidance_follows_the_reward_in_pipelines(make, scheduler, expected):
+    bench = hub_bench(batch_size=3, make=make, scheduler=scheduler)
+    plain = bench.draw(parse_variant("fixed"), None).scores["guidance_score"]
+    none, some = (bench.draw(parse_variant("universal"), scale) for scale in (0.0, 10.0))
+    np.testing.assert_allclose(none.scores["guidance_score"], plain, atol=1e-3)
+    assert some.scores["guidance_score"].mean() > plain.mean() + 1e-3
+    assert some.evaluations == expected
+    assert not network(bench.pipeline)._forward_hooks and "forward" not in vars(network(bench.pipeline))
+
+
+@pytest.mark.parametrize(
+    ("make", "scheduler"), [(stable_diffusion, "ddim"), (stable_diffusion_xl, "ddim"), (latent_consistency, "own")]
+)
+def test_energy_based_cross_attention_changes_only_the_half_with_the_prompt(make, scheduler, monkeypatch):
+    bench = hub_bench(batch_size=3, make=make, scheduler=scheduler)
+    plain = bench.draw(parse_variant("fixed"), None)
+    none, some = (bench.draw(parse_variant("ebca"), rate) for rate in (0.0, 0.5))
+    np.testing.assert_allclose(none.scores["guidance_score"], plain.scores["guidance_score"], atol=1e-4)
+    assert np.abs(some.scores["guidance_score"] - plain.scores["guidance_score"]).max() > 1e-4
+    assert some.evaluations == plain.evaluations
+    seen = []
+    monkeypatch.setattr("papers.date.energy_cross_attention.context_update", lambda context, *_, **__: (
+        seen.append(len(context)), context)[1])  # fmt: skip
+    bench.draw(parse_variant("ebca"), 0.5)
+    assert set(seen) == {3}
+    assert not bench.pipeline.unet._forward_pre_hooks
+
+
+@pytest.mark.parametrize(("make", "scheduler"), [(stable_diffusion, "ddim"), (stable_diffusion_3, "own")])
+def test_designs_of_date_on_pipelines(make, scheduler):
+    bench = hub_bench(batch_size=3, make=make, scheduler=scheduler)
+    plain = bench.draw(parse_variant("fixed"), None).scores
+    for name, strength in (("date-noisy/all", 3.0), ("date-raw/all", 3000.0), ("date-sum/all", 3.0)):
+        drawn = bench.draw(parse_variant(name), strength)
+        gain = {metric: (values - plain[metric]).mean() for metric, values in drawn.scores.items()}
+        followed = gain["guidance_score"] + (0.5 * gain["preference_score"] if "sum" in name else 0)
+        assert followed > 1e-4, name
+
+
+def test_options_of_an_update_reach_pipelines():
+    drawn = hub_bench(batch_size=3, num_updates=2).draw(parse_variant("date/late"), 0.5)
+    assert drawn.evaluations == 8 + 2 * (1 + 2 * 3)
+    assert (drawn.steps["length"] > 0.5).all() and (drawn.steps["length"] <= 1.0 + 1e-4).all()
+    # A heavy prior outweighs this reward: the second update of a step leads back to the prompt's own embedding.
+    held = hub_bench(batch_size=3, num_updates=2, prior_weight=100.0).draw(parse_variant("date/late"), 0.5)
+    assert (held.steps["distance"] < 0.01).all()
+
+
 def test_hub_variants_that_are_not_there_are_refused():
-    for name in ("universal", "ebca", "date-noisy/all", "date-plain/all"):
-        with pytest.raises(ValueError, match=f"{name} is not supported"):
-            hub_bench().draw(parse_variant(name), 1.0)
+    with pytest.raises(ValueError, match="date-plain/all is not supported on StableDiffusionPipeline"):
+        hub_bench().draw(parse_variant("date-plain/all"), 1.0)
+    for make in (pixart, stable_diffusion_3):
+        bench = hub_bench(make=make, scheduler="own")
+        with pytest.raises(ValueError, match="ebca is not supported"):
+            bench.draw(parse_variant("ebca"), 1.0)
 
 
 def test_the_stages_run_on_it(tmp_path):
     bench = hub_bench()
     trials = try_strengths(bench, ("date/late", "date-raw/late"), TuneOptions((0.5,), (1.0,), (0.1,)))
     assert trials["strength"].tolist() == [0.5, 1.0] and trials["step_length"].iloc[0] == pytest.approx(0.5, rel=1e-4)
-    found, measured = draw_all(bench, ("fixed", "date/late"), {"date/late": 0.5}, bench.sampler)
-    assert measured["evaluations"] == {"fixed": 8, "date/late": 14} and measured["sets"] == {
+    found, measured = draw_all(bench, ("fixed", "date/late"), {"date/late": 0.5})
+    assert measured["evaluations"] == {"fixed": 8, "date/late": 16} and measured["sets"] == {
         "fixed": {},
         "date/late": {},
     }
@@ -187,10 +259,11 @@ def test_processes_parts_are_put_in_order():
         images = np.array(shown, np.uint8).reshape(-1, 1, 1, 1)
         path = np.array(shown, np.float32).reshape(1, -1, 1)
         return {"rows": np.array(rows), "scores": {"s": np.array(rows, float)}, "steps": [], "shown": np.array(shown),
-                "images": images, "displacements": [path]}  # fmt: skip
+                "images": images, "displacements": [path], "evaluations": 8 * len(rows), "seconds": 2.0}  # fmt: skip
 
     merged = merge_parts([part([0, 2, 4], [0, 4]), part([1, 3], [1])])
     assert merged.scores["s"].tolist() == [0, 1, 2, 3, 4]
+    assert merged.evaluations == 8 and merged.seconds == pytest.approx(4 / 5)
     assert merged.images.flatten().tolist() == [0, 1, 4] and merged.displacements.flatten().tolist() == [0, 1, 4]
 
 

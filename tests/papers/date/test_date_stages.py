@@ -19,9 +19,9 @@ from shared.stage import run
 from shared.tables import read_table, write_table
 
 TUNE = TuneOptions(step_sizes=(0.5, 1.0), universal_scales=(1.0, 3.0), energy_rates=(0.1, 0.3))
-TUNED = ("date/all", "date/late", "date-raw/all", "universal", "ebca")
+TUNED = ("date/all", "date/late", "date-raw/all", "universal", "ebca", "date-sum/all", "date/first", "date/fourth")
 MAIN = ("fixed", "fixed-x2.5", "date/all", "date/late", "random/all", "date-raw/all")
-MORE = ("universal", "ebca", "date-preference/all", "date/first", "date/second", "date/third", "date/fourth")
+MORE = TUNED[3:]
 DRAWN = ("scores", "steps", "directions", "paths", "images")
 
 
@@ -44,7 +44,7 @@ def made(tmp_path_factory):
     system = save_system(folder)
     start(tune, SAMPLER, PROMPTS, TUNE, seed=100, variants=TUNED, trials=folder / "trials.parquet", **system)
     start(
-        select, SelectOptions("gold_share", "date/late"), variants=(*MAIN, *MORE), trials=folder / "trials.parquet",
+        select, SelectOptions("gold_share"), variants=(*MAIN, *MORE), trials=folder / "trials.parquet",
         strengths=folder / "strengths.parquet",
     )  # fmt: skip
     for seed in (0, 1):
@@ -69,10 +69,8 @@ def files_of(folder, name):
 def test_trials_cover_every_candidate(made):
     trials = read_table(made / "trials.parquet")
     tried = trials.groupby("variant")["strength"].apply(tuple).to_dict()
-    assert tried == {
-        "date/all": (0.5, 1.0), "date/late": (0.5, 1.0), "date-raw/all": (1.0,), "universal": (1.0, 3.0),
-        "ebca": (0.1, 0.3),
-    }  # fmt: skip
+    others = {"date-raw/all": (1.0,), "universal": (1.0, 3.0), "ebca": (0.1, 0.3)}
+    assert tried == dict.fromkeys(TUNED, (0.5, 1.0)) | others
     lengths = trials.set_index(["variant", "strength"])["step_length"]
     assert lengths["date/all", 0.5] == pytest.approx(0.5, rel=1e-4) and lengths["universal", 1.0] == 0
     assert {"gold_share", "evaluator_score", "frechet_distance"} <= set(trials)
@@ -81,8 +79,11 @@ def test_trials_cover_every_candidate(made):
 def test_selected_strengths(made):
     chosen = read_table(made / "strengths.parquet").set_index("variant")["strength"]
     assert set(chosen.index) == {*MAIN, *MORE} - {"fixed", "fixed-x2.5"}
-    assert chosen["random/all"] == chosen["date-preference/all"] == chosen["date/all"]
-    assert chosen["date/first"] == chosen["date/late"]
+    assert chosen["random/all"] == chosen["date/all"]
+    trials = read_table(made / "trials.parquet").sort_values("strength")
+    for name in ("date/first", "date-sum/all", "date/fourth", "universal"):
+        own = trials[trials["variant"] == name]
+        assert chosen[name] == own["strength"].iloc[own["gold_share"].argmax()]
     # Steps of the gradient as it is are as long as DATE's.
     steps = pd.concat([read_table(path) for path in files_of(made, "steps")])
     lengths = steps[steps["length"] > 0].groupby("variant")["length"].mean()
@@ -96,18 +97,18 @@ def test_selection_takes_the_highest_and_of_equals_the_least():
     assert select.best_strengths(trials, "gold") == {"ebca": 2.0}
     other = pd.DataFrame({"variant": "universal", "strength": [5.0, 6.0, 7.0], "gold": [0.1, 0.3, 0.2]})
     assert select.best_strengths(pd.concat([trials, other]), "gold") == {"ebca": 2.0, "universal": 6.0}
-    with pytest.raises(ValueError, match="need some of date/all for date/first"):
-        select.strengths_of(("date/first",), trials, SelectOptions("gold", "date/all"))
+    with pytest.raises(ValueError, match="lacks 'date/first', whose strength"):
+        select.strengths_of(("date/first",), trials, SelectOptions("gold"))
 
 
 def test_the_gradients_factor_gives_steps_as_long_as_dates():
     trials = pd.DataFrame(
         {"variant": ["date/all", "date-raw/all"], "strength": [0.5, 1.0], "gold": 0.5, "step_length": [0.5, 0.04]}
     )
-    found = select.strengths_of(("date-raw/all", "fixed"), trials, SelectOptions("gold", "date/all"))
+    found = select.strengths_of(("date-raw/all", "fixed"), trials, SelectOptions("gold"))
     assert found == {"date-raw/all": pytest.approx(12.5)}
-    with pytest.raises(ValueError, match="need some of date-raw/all"):
-        select.strengths_of(("date-raw/all",), trials.head(1), SelectOptions("gold", "date/all"))
+    with pytest.raises(ValueError, match="lacks 'date-raw/all', the length of whose steps"):
+        select.strengths_of(("date-raw/all",), trials.head(1), SelectOptions("gold"))
 
 
 def test_the_tables_say_what_was_judged(made):
@@ -128,7 +129,8 @@ def test_the_tables_say_what_was_judged(made):
     record = json.loads((made / "record-more-1").read_text())["measurements"]
     assert row["all", "frechet_distance"] == record["sets"]["universal"]["frechet_distance"]
     costs = metrics.groupby("method")["cost"].unique().map(list)
-    assert costs["fixed"] == [8] and costs["date/all"] == [20] and costs["fixed-x2.5"] == [20]
+    expected = {"fixed": 8, "date/all": 20, "fixed-x2.5": 20, "random/all": 8, "universal": 32, "ebca": 8}
+    assert {name: costs[name] for name in expected} == {name: [cost] for name, cost in expected.items()}
     walls = metrics[(metrics["method"] == "universal") & (metrics["seed"] == 1)]["wall_seconds"].unique()
     assert walls.tolist() == [record["seconds"]["universal"]]
 
@@ -191,9 +193,9 @@ def test_bad_input_is_named(made, tmp_path):
     broken.write_bytes(b"no")
     with pytest.raises(InputError, match="images: no images"):
         figures.read_images((broken,), judged)
-    with pytest.raises(InputError, match="need some of date/late for random/all"):
+    with pytest.raises(InputError, match="lacks 'date/all', whose strength 'random/all' takes"):
         select.select(
-            SelectOptions("gold", "date/late"), variants=("random/all",), trials=(write_trials(tmp_path),),
+            SelectOptions("gold"), variants=("random/all",), trials=(write_trials(tmp_path),),
             strengths=tmp_path / "s",
         )  # fmt: skip
 

@@ -1,13 +1,15 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from date_cases import SAMPLER, STEPS, scene_bench
 
+from papers.date import testbed
 from papers.date.drawn import StepTrace, direction_cosines, principal_paths, shown_rows
 from papers.date.testbed import render_references
-from papers.date.variants import evaluations_per_image, parse_variant
+from papers.date.variants import parse_variant
 from shared.t2i.sampling import initial_noise
 
 NAMES = ["date/all", "date-raw/late", "date-noisy/all", "date-anchor/all", "random/all", "universal", "ebca"]
@@ -83,22 +85,51 @@ def test_following_a_reward_raises_it_more_than_random_steps():
         assert means[name][metric].mean() == max(scores[metric].mean() for scores in means.values())
 
 
-@pytest.mark.parametrize("name", ["fixed", "fixed-x2", "random/all", "date/all", "date/late", "universal", "ebca"])
-def test_costs_are_what_the_network_sees(name, monkeypatch):
-    bench, counted = scene_bench(), {"forward": 0, "backward": 0}
-    denoise = bench.pipeline.denoise
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("fixed", 2 * STEPS),
+        ("fixed-x2", 4 * STEPS),
+        ("fixed-x2.5", 5 * STEPS),
+        ("random/all", 2 * STEPS),
+        ("date/all", 5 * STEPS),  # as much as with 2.5 times the steps
+        ("date/late", 2 * STEPS + 2 * 3),
+        ("date-sum/all", 5 * STEPS),
+        ("universal", 8 * STEPS),  # two evaluations of the sampler, two of the method, and back through those
+        ("ebca", 2 * STEPS),
+    ],
+)
+def test_costs_are_what_the_network_evaluates(name, expected):
+    bench = scene_bench()
+    drawn = bench.draw(parse_variant(name), 0.5)
+    assert drawn.evaluations == expected and drawn.seconds > 0
+    assert "forward" not in vars(bench.pipeline.unet)
 
-    def counting(latents, timestep, embedding):
-        counted["forward"] += 1
-        counted["backward"] += latents.requires_grad or embedding.requires_grad
-        return denoise(latents, timestep, embedding)
 
-    monkeypatch.setattr(bench.pipeline, "denoise", counting)
-    variant = parse_variant(name)
-    bench.draw(variant, 0.5)
-    repeated = 2 * STEPS if name == "universal" else 0  # the sampler has evaluated the network before the hook does
-    updates = len(bench.schedules.get(variant.schedule, ()))
-    assert counted["forward"] - repeated + 2 * counted["backward"] == evaluations_per_image(variant, STEPS, updates)
+def test_further_updates_in_a_step_cost_as_many_gradients():
+    drawn = scene_bench(replace(SAMPLER, num_updates=3)).draw(parse_variant("date/late"), 0.5)
+    assert drawn.evaluations == 2 * STEPS + 2 * 3 * 3
+    lengths = drawn.steps.pivot_table(index="step", values="length")["length"]
+    assert (lengths[2:] > 0.5).all() and (lengths <= 1.5 + 1e-4).all()
+    held = scene_bench(replace(SAMPLER, num_updates=2, prior_weight=1e4)).draw(parse_variant("date/late"), 0.5)
+    assert (held.steps["distance"] < 0.01).all()
+
+
+def test_a_sum_of_rewards_is_followed():
+    fixed, drawn = (scene_bench().draw(parse_variant(name), 2.0).scores for name in ("fixed", "date-sum/all"))
+    gain = {name: (drawn[name] - fixed[name]).mean() for name in ("guidance_score", "preference_score")}
+    assert gain["guidance_score"] + 0.5 * gain["preference_score"] > 1e-3
+    same = scene_bench(replace(SAMPLER, rewards=("guidance*2.0",))).draw(parse_variant("date-sum/all"), 2.0).scores
+    alone = scene_bench().draw(parse_variant("date/all"), 2.0).scores
+    np.testing.assert_allclose(same["guidance_score"], alone["guidance_score"], atol=2e-4)
+
+
+def test_judging_takes_no_time_of_sampling(monkeypatch):
+    bench = scene_bench()
+    clock = iter(range(100))
+    monkeypatch.setattr(testbed, "time", SimpleNamespace(process_time=lambda: next(clock)))
+    assert bench.draw(parse_variant("fixed"), None).seconds == pytest.approx(1 / len(bench.prompts))
+    assert next(clock) == 2
 
 
 def test_seeds_and_splits_have_prompts_of_their_own():
@@ -145,10 +176,10 @@ def test_a_trace_measures_lengths_and_distances():
     anchor = torch.zeros(2, 2, 2)
     trace = StepTrace(anchor, torch.tensor([1]))
     trace.embedding(0, anchor, anchor + 1)
-    trace.reward(torch.tensor([0.5, 0.25]))
     trace.embedding(2, anchor + 1, anchor + 3)
+    trace.rewards([torch.tensor([0.5, 0.25]), torch.tensor([1.0, 2.0])])
     rows = trace.rows()
     assert rows["step"].tolist() == [0, 0, 2, 2]
     assert rows["length"].tolist() == [2, 2, 4, 4] and rows["distance"].tolist() == [2, 2, 6, 6]
-    assert rows["reward"].tolist()[:2] == [0.5, 0.25]
+    assert rows["reward"].tolist() == [0.5, 0.25, 1.0, 2.0]
     assert trace.displacements[1].shape == (1, 4)

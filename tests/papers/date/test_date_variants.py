@@ -1,14 +1,12 @@
+import re
+from dataclasses import replace
+
 import pytest
 
 from papers.date.options import Scale, TuneOptions
-from papers.date.variants import (
-    evaluations_per_image,
-    parse_schedules,
-    parse_variant,
-    strength_source,
-)
+from papers.date.variants import parse_rewards, parse_schedules, parse_variant, strength_source
 
-TUNED = ["date/all", "date/late", "universal", "ebca", "date-raw/all"]
+TUNED = ["date/all", "date/first", "date-preference/all", "universal", "date-raw/all"]
 
 
 @pytest.mark.parametrize(
@@ -21,6 +19,7 @@ TUNED = ["date/all", "date/late", "universal", "ebca", "date-raw/all"]
         ("date-anchor/late", {"start": "anchor", "schedule": "late"}),
         ("date-noisy/all", {"scores_noisy": True}),
         ("date-plain/all", {"reward": "plain"}),
+        ("date-sum/all", {"reward": "sum"}),
         ("random/every5", {"kind": "random", "schedule": "every5"}),
         ("universal", {"kind": "universal", "schedule": None}),
     ],
@@ -38,11 +37,15 @@ def test_other_names_are_refused(name):
 
 
 def test_schedules():
-    found = parse_schedules(["all=0:20:1", "late=8:20:3", "every5=0:20:5"], 20)
-    assert found == {"all": tuple(range(20)), "late": (8, 11, 14, 17), "every5": (0, 5, 10, 15)}
+    found = parse_schedules(["all=0:20:1", "late=8:20:3", "every5=0:20:5", "some=7,3,19,3", "one=4"], 20)
+    assert found == {
+        "all": tuple(range(20)), "late": (8, 11, 14, 17), "every5": (0, 5, 10, 15), "some": (3, 7, 19), "one": (4,),
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("text", ["all", "all=0:20", "all=0:21:1", "all=5:5:1", "all=0:20:0", "a-b=0:1:1"])
+@pytest.mark.parametrize(
+    "text", ["all", "all=0:20", "all=0:21:1", "all=5:5:1", "all=0:20:0", "a-b=0:1:1", "a=3,20", "a=3,", "a=", "a=-1"]
+)
 def test_schedules_outside_of_the_sampler_are_refused(text):
     with pytest.raises(ValueError, match=f"schedules: .*{text}"):
         parse_schedules([text], 20)
@@ -55,27 +58,43 @@ def test_schedules_outside_of_the_sampler_are_refused(text):
     [
         ("fixed-x2", None),
         ("date/all", "date/all"),
-        ("date-preference/all", "date/all"),
+        ("date/first", "date/first"),
+        ("date-preference/all", "date-preference/all"),
+        ("universal", "universal"),
         ("random/all", "date/all"),
         ("date-raw/all", "date/all"),  # its own trial only tells the length of its steps
-        ("date/first", "date/late"),
-        ("universal", "universal"),
     ],
 )
 def test_where_strengths_come_from(name, source):
-    assert strength_source(parse_variant(name), TUNED, "date/late") == source
+    assert strength_source(parse_variant(name), TUNED) == source
 
 
-def test_a_baseline_has_to_be_tuned():
-    with pytest.raises(ValueError, match="lacks 'ebca'"):
-        strength_source(parse_variant("ebca"), ["date/all"], "date/all")
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("ebca", "ebca"),
+        ("date/second", "date/second"),
+        ("date-anchor/all", "date-anchor/all"),
+        ("date-noisy/first", "date-noisy/first"),
+        ("random/late", "date/late"),
+    ],
+)
+def test_nothing_takes_a_strength_that_was_selected_for_something_else(name, source):
+    with pytest.raises(ValueError, match=f"lacks '{source}', whose strength '{name}' takes"):
+        strength_source(parse_variant(name), TUNED)
 
 
-def test_equal_cost():
-    adapted = evaluations_per_image(parse_variant("date/all"), 20, 20)
-    assert adapted == evaluations_per_image(parse_variant("fixed-x2.5"), 20, 0) == 100
-    assert evaluations_per_image(parse_variant("random/all"), 20, 20) == 40
-    assert evaluations_per_image(parse_variant("universal"), 20, 0) == 120
+def test_sums_of_rewards():
+    assert parse_rewards(["guidance*1.0", "preference*0.5", "plain*2"]) == {
+        "guidance": 1.0, "preference": 0.5, "plain": 2.0,
+    }  # fmt: skip
+    assert parse_rewards([]) == {}
+
+
+@pytest.mark.parametrize("text", ["guidance", "evaluator*1.0", "plain*0", "plain*-1", "preference*1.0", "plain*x"])
+def test_other_sums_are_refused(text):
+    with pytest.raises(ValueError, match=re.escape(f"got {text!r}")):
+        parse_rewards(["preference*1.0", text])
 
 
 def test_every_method_gets_as_many_candidates():
@@ -88,8 +107,12 @@ def test_every_method_gets_as_many_candidates():
     [
         ({"tuning_seed": 1}, "must not be a reported seed"),
         ({"scenes": None}, "exactly one of them"),
-        ({"families": {"a": ("date/other",)}}, "none named 'other'"),
+        ({"tuned": {"a": ("date/late", "date/other")}}, "none named 'other'"),
         ({"families": {"a": ("date-other/all",)}}, "variant: expected"),
+        ({"families": {"a": ("date/first",)}}, "lacks 'date/first'"),
+        ({"tune": TuneOptions((0.1,), universal_scales=(1.0,))}, "universal_scales must be given where"),
+        ({"tuned": {"a": ("date/late", "ebca")}}, "energy_rates must be given where"),
+        ({"tuned": {"a": ("date/late", "date-sum/all")}}, "rewards: must be given where"),
     ],
 )
 def test_an_inconsistent_scale_is_refused(change, message):
@@ -100,10 +123,10 @@ def test_an_inconsistent_scale_is_refused(change, message):
     values = {
         "seeds": (0, 1),
         "tuning_seed": 100,
-        "sampler": SAMPLER,
-        "tune": TuneOptions((0.1,), (1.0,), (0.1,)),
-        "select": SelectOptions("gold", "date/all"),
-        "tuned": {"a": ("date/all",)},
+        "sampler": replace(SAMPLER, rewards=()),
+        "tune": TuneOptions((0.1,)),
+        "select": SelectOptions("gold"),
+        "tuned": {"a": ("date/late",)},
         "families": {"a": ("fixed", "date/late")},
         "figures": (),
         "scenes": PROMPTS,
@@ -111,3 +134,11 @@ def test_an_inconsistent_scale_is_refused(change, message):
     assert Scale(**values).variants == ["fixed", "date/late"]
     with pytest.raises(ValueError, match=message):
         Scale(**values | change)
+
+
+@pytest.mark.parametrize("change", [{"num_updates": 0}, {"prior_weight": -1.0}])
+def test_options_of_an_update_are_checked(change):
+    from date_cases import SAMPLER
+
+    with pytest.raises(ValueError, match="num_updates, prior_weight: need at least 1"):
+        replace(SAMPLER, **change)

@@ -3,9 +3,8 @@ from pathlib import Path
 import pytest
 
 from papers.date import figures
-from papers.date.hub import SUPPORTED
 from papers.date.options import Scale
-from papers.date.variants import parse_variant
+from papers.date.variants import parse_schedules, parse_variant
 from shared.claims import read_paper
 from shared.options import read_scale
 from shared.pages import read_captions
@@ -27,9 +26,15 @@ def test_every_scale_is_consistent(scale):
     assert set(settings.figures) <= set(figures.FIGURES) == set(read_captions(PAPER / "figures.yaml"))
     paper = read_paper(PAPER / "paper.yaml")
     assert set(settings.variants) <= set(paper.methods)
+    variants = [parse_variant(name) for name in settings.variants]
+    schedules = {variant.schedule for variant in variants if variant.schedule}
+    assert set(parse_schedules(settings.sampler.schedules, settings.sampler.num_steps)) == schedules
+    tuned = [name for names in settings.tuned.values() for name in names]
+    assert len(set(tuned)) == len(tuned) and set(tuned) <= set(settings.variants)
     if settings.hub:
-        kinds = [parse_variant(name) for name in settings.variants]
-        assert all(each.kind in SUPPORTED and each.reward != "plain" and not each.scores_noisy for each in kinds)
+        assert all(each.reward != "plain" for each in variants)
+        assert {"universal"} <= set(settings.variants)
+        assert ("ebca" in settings.variants) == (scale in ("paper", "paper_sdxl"))
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -194,7 +194,7 @@ def encode_texts(pipeline):
         states, pooled = rows(prompt, 5, 12), rows(prompt, 10)
         if isinstance(pipeline, FluxPipeline):
             return states, pooled, torch.zeros(5, 3)
-        if isinstance(pipeline, StableDiffusion3Pipeline):
+        if isinstance(pipeline, StableDiffusion3Pipeline | StableDiffusionXLPipeline):
             return states, torch.zeros_like(states), pooled, torch.zeros_like(pooled)
         return states, torch.zeros_like(states)
 
