@@ -22,7 +22,8 @@ from shared.t2i.scenes import SHAPES, UNSAFE_SHAPE
 def loose_caption(rng: np.random.Generator, spec: PromptSpec, *, word_dropout: float, noun_noise: float) -> str:
     """A caption of words of the language, which need not parse; at rates of 0 it is `caption_of(spec)`.
 
-    Each group's noun is replaced at the rate `noun_noise`, then words are left out, each by itself, at `word_dropout`. What joins the groups ("and" or their relation) is there where both of them have words left.
+    Each group's noun is replaced at the rate `noun_noise`, then words are left out, each by itself, at `word_dropout`.
+    What joins the groups ("and" or their relation) is there where both of them have words left.
 
     Args:
         rng: of all draws.
