@@ -247,7 +247,9 @@ def loose(tables: Tables) -> Figure:
                     dsr, success = (tables.seeds(run, setting, metric) for metric in ("dsr", "success"))
                     if dsr is None:
                         continue
-                    texts = [f"{NEGATIVES[negative]}, {end}" if place == 0 else None for end in ("safe", "and intact")]
+                    texts = [
+                        f"{NEGATIVES[negative]}, {end}" if place == 0 else None for end in ("safe", "safe and intact")
+                    ]
                     axis.bar(place + shift, dsr.mean(), 0.36, color=COLORS[negative], alpha=0.3, label=texts[0])
                     _bar(axis, place + shift, success, COLORS[negative], texts[1])
             axis.set_xticks(range(len(STRENGTHS)), ["NP", "SLD", "SAFREE"])
