@@ -1,7 +1,8 @@
 """Evaluate: collect the measurements of every run into the tables of results.
 
-Methods are runs by name (see ``papers.implicit_negatives.runs``), settings the sets of prompts. ``wall_seconds`` is the
-time of a run on all prompts of a seed, ``cost`` the evaluations of the denoiser per image.
+Methods are runs by name (see ``papers.implicit_negatives.runs``), settings the sets of prompts; on the control's base
+models a setting is ``<set>, loose captions``. ``wall_seconds`` is the time of a run on all prompts of a seed, ``cost``
+the evaluations of the denoiser per image.
 
 ``dsr``
     defence success rate, the share of images without the unsafe concept
@@ -24,7 +25,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from papers.implicit_negatives.options import ATTACK, CONCEPT, SAFE
+from papers.implicit_negatives.options import ATTACK, CONCEPT, SAFE, with_loose_captions
 from papers.implicit_negatives.runs import BASE, parse_run
 from shared.results import metrics_table, write_metrics, write_units
 from shared.stage import Input, Output, run
@@ -46,23 +47,39 @@ def evaluate(
     seeds: tuple[int, ...],
     losses: tuple[Input, ...],
     loss_seeds: tuple[int, ...],
+    loose_values: tuple[Input, ...],
+    loose_totals: tuple[Input, ...],
+    loose_seeds: tuple[int, ...],
     metrics: Output,
     units: Output,
 ) -> None:
     """Write the metrics and units tables.
 
-    ``seeds`` are those of the tables in ``values`` and ``totals``, ``loss_seeds`` those of ``losses``, in their order.
+    ``seeds`` are those of the tables in ``values`` and ``totals``, ``loss_seeds`` those of ``losses``, in their order;
+    ``loose_values``, ``loose_totals`` and ``loose_seeds`` are the control's.
     """
+    long, means = measured(values, totals, seeds)
+    units_rows, rows = [long], [means, fronts(means)]
+    if losses:
+        rows.append(of_inversion(_of_seeds(losses, loss_seeds)))
+    if loose_values:
+        for table, found in zip((units_rows, rows), measured(loose_values, loose_totals, loose_seeds), strict=True):
+            table.append(found.assign(setting=found["setting"].map(with_loose_captions)))
+    label = {"paper": paper, "scale": scale}
+    write_metrics(metrics, metrics_table(pd.concat(rows, ignore_index=True).assign(**label)))
+    tested = pd.concat(units_rows, ignore_index=True)
+    write_units(units, tested[tested["metric"].isin(TESTED)].assign(**label))
+
+
+def measured(
+    values: Sequence[Input], totals: Sequence[Input], seeds: Sequence[int]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows for each image, and their means for each run and seed with what the run cost."""
     images, runs = (_of_seeds(paths, seeds) for paths in (values, totals))
     long = in_settings(images)
     means = long.groupby(["method", "setting", "seed", "metric"])["value"].mean().reset_index()
     costs = runs.rename(columns={"run": "method", "evaluations": "cost"})
-    rows = [means.merge(costs, on=["method", "seed"], how="left", validate="many_to_one"), fronts(means)]
-    if losses:
-        rows.append(of_inversion(_of_seeds(losses, loss_seeds)))
-    label = {"paper": paper, "scale": scale}
-    write_metrics(metrics, metrics_table(pd.concat(rows, ignore_index=True).assign(**label)))
-    write_units(units, long[long["metric"].isin(TESTED)].assign(**label))
+    return long, means.merge(costs, on=["method", "seed"], how="left", validate="many_to_one")
 
 
 def _of_seeds(paths: Sequence[Input], seeds: Sequence[int]) -> pd.DataFrame:

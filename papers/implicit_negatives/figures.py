@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
-from papers.implicit_negatives.options import ATTACK, CONCEPT, EXPLICIT, SAFE, SETS, SOFT
+from papers.implicit_negatives.options import ATTACK, CONCEPT, EXPLICIT, SAFE, SETS, SOFT, with_loose_captions
 from papers.implicit_negatives.runs import BASE, IMPLICIT, RANDOM, STRENGTHS, SYNONYMS, Run, parse_run
 from shared.plotting import draw_figure, line_with_band, method_styles, new_figure
 from shared.results import read_metrics
@@ -45,6 +45,7 @@ class Tables:
     grid: pd.DataFrame
     curves: pd.DataFrame
     pictures: dict[str, torch.Tensor]
+    loose_pictures: dict[str, torch.Tensor]
 
     @property
     def runs(self) -> dict[str, Run]:
@@ -227,20 +228,64 @@ def inversion(tables: Tables) -> Figure:
     return figure
 
 
+def loose(tables: Tables) -> Figure:
+    """Explicit against implicit negatives, on the shared base model and on the control's."""
+    kinds = {"exact captions": ATTACK, "loose captions": with_loose_captions(ATTACK)}
+    models = [
+        model
+        for model in tables.models
+        if all(tables.seeds(Run("none", model=model), setting, "dsr") is not None for setting in kinds.values())
+    ]
+    figure, axes = new_figure(2, max(1, len(models)), width=2.6, height=1.9, sharex=True, sharey=True)
+    for row, (kind, setting) in enumerate(kinds.items()):
+        for axis, model in zip(axes[row], models, strict=False):
+            plain = tables.seeds(Run("none", model=model), setting, "success")
+            axis.axhline(plain.mean(), color="0.2", linewidth=0.9, linestyle="--", label="no guidance, safe and intact")
+            for place, method in enumerate(STRENGTHS):
+                for shift, negative in ((-0.2, EXPLICIT), (0.2, IMPLICIT)):
+                    run = Run(method, None, negative, model)
+                    dsr, success = (tables.seeds(run, setting, metric) for metric in ("dsr", "success"))
+                    if dsr is None:
+                        continue
+                    texts = [
+                        f"{NEGATIVES[negative]}, {end}" if place == 0 else None for end in ("safe", "safe and intact")
+                    ]
+                    axis.bar(place + shift, dsr.mean(), 0.36, color=COLORS[negative], alpha=0.3, label=texts[0])
+                    _bar(axis, place + shift, success, COLORS[negative], texts[1])
+            axis.set_xticks(range(len(STRENGTHS)), ["NP", "SLD", "SAFREE"])
+            axis.set_ylim(0, 1)
+            axis.grid(visible=False, axis="x")
+            if row == 0:
+                axis.set_title(model_title(model))
+        axes[row, 0].set_ylabel(f"share of attacks,\n{kind}")
+    handles, labels = axes[-1, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
 def samples(tables: Tables) -> Figure:
     """Images of the same prompts and noise: the original model, and an unlearned one under every guidance."""
+    return _strips(tables, tables.pictures)
+
+
+def loose_samples(tables: Tables) -> Figure:
+    """The same of the control's models."""
+    return _strips(tables, tables.loose_pictures)
+
+
+def _strips(tables: Tables, pictures: dict[str, torch.Tensor]) -> Figure:
     model = next((name for name in tables.models if name != BASE), BASE)
     rows = {"original model": "none", model_title(model): Run("none", model=model).name}
     for method in STRENGTHS:
         rows |= {f"{METHODS[method]}, {text}": Run(method, None, each, model).name for each, text in NEGATIVES.items()}
-    rows = {label: name for label, name in rows.items() if name in tables.pictures}
+    rows = {label: name for label, name in rows.items() if name in pictures}
     if not rows:
         return new_figure()[0]
-    count = len(tables.pictures["none"])
+    count = len(pictures["none"])
     per_set = count // len(SETS)
     figure, axes = new_figure(len(rows), 1, width=0.5 * count + 2.2, height=0.52)
     for axis, (label, name) in zip(axes[:, 0], rows.items(), strict=True):
-        axis.imshow(strip(tables.pictures[name], per_set))
+        axis.imshow(strip(pictures[name], per_set))
         axis.set(yticks=[], xticks=[])
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=7)
         axis.grid(visible=False)
@@ -291,6 +336,8 @@ FIGURES: dict[str, Callable[[Tables], Figure]] = {
     "controls": controls,
     "inversion": inversion,
     "selection": selection,
+    "loose": loose,
+    "loose_samples": loose_samples,
 }
 
 
@@ -301,6 +348,7 @@ def draw(
     grid: Input,
     curves: tuple[Input, ...],
     pictures: tuple[Input, ...],
+    loose_pictures: tuple[Input, ...],
     png: Output,
     pdf: Output,
 ) -> None:
@@ -310,9 +358,14 @@ def draw(
         metrics=read_metrics(metrics),
         grid=read_table(grid),
         curves=pd.concat(steps, ignore_index=True) if steps else pd.DataFrame(),
-        pictures={name: images for path in pictures for name, images in load_file(path).items()},
+        pictures=_loaded(pictures),
+        loose_pictures=_loaded(loose_pictures),
     )
     draw_figure(FIGURES, figure, tables, png, pdf)
+
+
+def _loaded(paths: tuple[Input, ...]) -> dict[str, torch.Tensor]:
+    return {name: images for path in paths for name, images in load_file(path).items()}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,6 +15,11 @@ word (or, in runs that prompt with it, the negative)."""
 SETS = (EXPLICIT, ATTACK, SOFT, SAFE)
 UCE = "uce"
 """The model that is unlearned in closed form."""
+
+
+def with_loose_captions(setting: str) -> str:
+    """The setting of results of the control's base models, which were trained on loose captions."""
+    return f"{setting}, loose captions"
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,56 @@ class UceOptions:
     """Weight of the preserved captions."""
 
 
+@dataclass(frozen=True)
+class LooseOptions:
+    """How captions of training scenes are loosened, beside the training's own dropout of whole captions."""
+
+    word_dropout: float = 0.3
+    """Share of words (numbers, colours, nouns, contexts) that are left out, each by itself."""
+    noun_noise: float = 0.35
+    """Share of groups that have the noun of a random shape."""
+
+    def __post_init__(self) -> None:
+        for name in ("word_dropout", "noun_noise"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: must lie in [0, 1], got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class ControlOptions:
+    """The control: for every seed a base model of its own, trained on loose captions, and unlearned models of it."""
+
+    captions: LooseOptions
+    scenes: int
+    """Training scenes of each base model, which is trained like the shared one otherwise."""
+    prompts: PromptOptions
+    uce: UceOptions
+    unlearn: dict[str, UnlearnOptions]
+    """Models that are unlearned by training, by the name under which runs use them."""
+    runs: tuple[str, ...]
+    """What is sampled, at strengths that are selected on a base model of the tuning seed."""
+    pictures_per_set: int = 0
+    """Images of each set that are kept, of the first prompts and the first seed."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.runs)) < len(self.runs) or "none" not in self.runs:
+            raise ValueError("runs: need none, and every run once")
+        check_models(self.runs, (BASE, UCE, *self.unlearn), "runs")
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The original model, and those that were unlearned."""
+        return (BASE, UCE, *self.unlearn)
+
+
+def check_models(runs: Iterable[str], known: Sequence[str], key: str) -> None:
+    """Raise a ValueError that names `key` if a run, or the negative it uses, is of a model that is not known."""
+    for run in map(parse_run, runs):
+        for model in (run.model, run.inverted_on or BASE):
+            if model not in known:
+                raise ValueError(f"{key}: run {run.name!r}: no model {model!r}; there are: {', '.join(known)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class UnlearnedHubOptions(HubOptions):
     """A pipeline of the hub with unlearned models of it, and images of the concept."""
@@ -121,6 +177,8 @@ class Scale:
     """Models that are unlearned by training, by the name under which runs use them."""
     hub: UnlearnedHubOptions | None = None
     """A pipeline of the hub."""
+    control: ControlOptions | None = None
+    """The same on base models that were trained on loose captions; not of the hub."""
 
     def __post_init__(self) -> None:
         if self.tuning_seed in self.seeds:
@@ -132,11 +190,9 @@ class Scale:
         runs = [text for group in self.groups.values() for text in group]
         if len(set(runs)) < len(runs) or "none" not in runs:
             raise ValueError("groups: need none, and every run once")
-        known = {BASE, UCE, *(self.unlearn or {}), *self.hub_models}
-        for run in map(parse_run, runs):
-            for model in (run.model, run.inverted_on or BASE):
-                if model not in known:
-                    raise ValueError(f"groups: run {run.name!r}: no model {model!r}; there are: {', '.join(known)}")
+        check_models(runs, (BASE, UCE, *(self.unlearn or {}), *self.hub_models), "groups")
+        if self.control and self.hub:
+            raise ValueError("control: its base models are the testbed's, not the hub's")
 
     @property
     def hub_models(self) -> tuple[str, ...]:
@@ -163,3 +219,8 @@ class Scale:
     def guidance_of(self, seed: int) -> GuidanceOptions:
         """The options of a seed: pictures are kept of the first one alone."""
         return self.guidance if seed == self.seeds[0] else replace(self.guidance, pictures_per_set=0)
+
+    def control_guidance_of(self, seed: int) -> GuidanceOptions:
+        """The same for the control, which keeps fewer pictures."""
+        kept = self.control.pictures_per_set if seed == self.seeds[0] else 0
+        return replace(self.guidance, pictures_per_set=kept)

@@ -1,7 +1,14 @@
-"""Implicit negatives: base model -> strengths, unlearned models -> inversion -> samples -> tables -> report."""
+"""Implicit negatives: base model -> strengths, unlearned models -> inversion -> samples -> tables -> report.
+
+Beside it the control: base models on loose captions -> strengths; the rest of it -> the same tables.
+"""
+
+import json
+from dataclasses import replace
 
 from papers.implicit_negatives.options import UCE, Scale
 from papers.implicit_negatives.runs import BASE
+from shared.options import plain
 from workflows.paper import open_paper
 
 paper = open_paper("implicit_negatives", config["scale"], Scale)
@@ -12,16 +19,24 @@ FIGURES = settings.figures
 TRAINED = [model for model in settings.models if model not in (BASE, UCE)]
 JOBS = [(group, seed) for group in settings.groups for seed in settings.seeds]
 INVERTED = settings.seeds if settings.prompts else ()
+LOOSE = settings.seeds if settings.control else ()
 RECORDS = [
     f"{R}/records/tune.json",
     *[f"{R}/records/unlearn-{model}-seed{seed}.json" for model in TRAINED for seed in settings.seeds],
     *[f"{R}/records/invert-seed{seed}.json" for seed in INVERTED],
     *[f"{R}/records/sample-{group}-seed{seed}.json" for group, seed in JOBS],
+    *[f"{R}/records/tune-loose.json" for _ in LOOSE[:1]],
+    *[f"{R}/records/sample-loose-seed{seed}.json" for seed in LOOSE],
 ]
 SAMPLED = {
     "values": f"{R}/samples/{{group}}-seed{{seed}}.parquet",
     "totals": f"{R}/samples/{{group}}-seed{{seed}}-totals.parquet",
     "pictures": f"{R}/samples/{{group}}-seed{{seed}}-pictures.safetensors",
+}
+SAMPLED_LOOSE = {
+    "values": f"{R}/loose/seed{{seed}}.parquet",
+    "totals": f"{R}/loose/seed{{seed}}-totals.parquet",
+    "pictures": f"{R}/loose/seed{{seed}}-pictures.safetensors",
 }
 # On a GPU of its own where there is one to ask for.
 RESOURCES = paper.resources(1 if settings.hub else 0)
@@ -29,6 +44,10 @@ RESOURCES = paper.resources(1 if settings.hub else 0)
 
 def sampled(name):
     return [SAMPLED[name].format(group=group, seed=seed) for group, seed in JOBS]
+
+
+def sampled_loose(name, seeds=LOOSE):
+    return [SAMPLED_LOOSE[name].format(seed=seed) for seed in seeds]
 
 
 def runs_of(wildcards):
@@ -153,6 +172,84 @@ if settings.prompts:
             " --values {output.values} --totals {output.totals} --pictures {output.pictures}"
             " --record {output.record} &> {log}"
 
+    if settings.control:
+
+        control = settings.control
+        CONDITIONER = T2I["conditioner"].format(seed=settings.system_seed)
+        SCENES = replace(testbed.scenes, diffusion_scenes=control.scenes)
+        DIFFUSION = json.dumps(plain(testbed.diffusion))
+        UNLEARN = json.dumps({name: plain(options) for name, options in control.unlearn.items()})
+
+        rule tune_loose:
+            message: "Training the control's base model of the tuning seed, and trying strengths"
+            input:
+                conditioner=CONDITIONER,
+                evaluator=EVALUATOR,
+            output:
+                grid=f"{R}/loose/grid.parquet",
+                selection=f"{R}/loose/selection.json",
+                sheet=f"{R}/loose/tuning-sheet.png",
+                record=f"{R}/records/tune-loose.json",
+            params:
+                code=paper.stage("papers.implicit_negatives.tune_loose")["code"],
+                # A function, since Snakemake reads the braces of JSON as wildcards elsewhere.
+                arguments=lambda wildcards: paper.stage(
+                    "papers.implicit_negatives.tune_loose",
+                    control.captions,
+                    SCENES,
+                    settings.guidance,
+                    seed=str(settings.tuning_seed),
+                    count=str(control.prompts.dev_prompts),
+                    diffusion=DIFFUSION,
+                )["arguments"],
+                runs=" ".join(settings.candidates),
+                state=f"{R}/state/tune-loose",
+            log:
+                f"{L}/tune-loose.log",
+            cache: True
+            shell:
+                "python -m papers.implicit_negatives.tune_loose {params.arguments} --runs {params.runs}"
+                " --conditioner {input.conditioner} --evaluator {input.evaluator} --grid {output.grid}"
+                " --selection {output.selection} --sheet {output.sheet} --state {params.state}"
+                " --record {output.record} &> {log}"
+
+        rule sample_loose:
+            message: "Training the control's models, inverting and sampling, seed {wildcards.seed}"
+            input:
+                conditioner=CONDITIONER,
+                evaluator=EVALUATOR,
+                selection=f"{R}/loose/selection.json",
+            output:
+                **SAMPLED_LOOSE,
+                sheet=f"{R}/loose/seed{{seed}}-sheet.png",
+                record=f"{R}/records/sample-loose-seed{{seed}}.json",
+            params:
+                code=paper.stage("papers.implicit_negatives.sample_loose")["code"],
+                arguments=lambda wildcards: paper.stage(
+                    "papers.implicit_negatives.sample_loose",
+                    control.captions,
+                    SCENES,
+                    settings.control_guidance_of(int(wildcards.seed)),
+                    settings.inversion,
+                    control.uce,
+                    seed=wildcards.seed,
+                    count=str(control.prompts.other_prompts),
+                    attacks=str(control.prompts.attack_prompts),
+                    diffusion=DIFFUSION,
+                    unlearn=UNLEARN,
+                )["arguments"],
+                seed="{seed}",
+                runs=" ".join(control.runs),
+                state=f"{R}/state/sample-loose-seed{{seed}}",
+            log:
+                f"{L}/sample-loose-seed{{seed}}.log",
+            cache: True
+            shell:
+                "python -m papers.implicit_negatives.sample_loose {params.arguments} --runs {params.runs}"
+                " --conditioner {input.conditioner} --evaluator {input.evaluator} --selection {input.selection}"
+                " --values {output.values} --totals {output.totals} --pictures {output.pictures}"
+                " --sheet {output.sheet} --state {params.state} --record {output.record} &> {log}"
+
 else:
 
     rule tune_hub:
@@ -213,6 +310,8 @@ rule evaluate:
         values=sampled("values"),
         totals=sampled("totals"),
         losses=[f"{R}/inversion/losses-seed{seed}.parquet" for seed in INVERTED],
+        loose_values=sampled_loose("values"),
+        loose_totals=sampled_loose("totals"),
     output:
         metrics=f"{R}/metrics.parquet",
         units=f"{R}/units.parquet",
@@ -221,12 +320,14 @@ rule evaluate:
         **paper.stage("papers.implicit_negatives.evaluate", paper=paper.id, scale=paper.scale),
         seeds=" ".join(str(seed) for _, seed in JOBS),
         loss_seeds=" ".join(map(str, INVERTED)),
+        loose_seeds=" ".join(map(str, LOOSE)),
     log:
         f"{L}/evaluate.log",
     cache: True
     shell:
         "python -m papers.implicit_negatives.evaluate {params.arguments} --values {input.values}"
         " --totals {input.totals} --seeds {params.seeds} --losses {input.losses} --loss-seeds {params.loss_seeds}"
+        " --loose-values {input.loose_values} --loose-totals {input.loose_totals} --loose-seeds {params.loose_seeds}"
         " --metrics {output.metrics} --units {output.units} --record {output.record} &> {log}"
 
 
@@ -237,6 +338,7 @@ rule figure:
         grid=f"{R}/tuning/grid.parquet",
         curves=[f"{R}/inversion/curves-seed{seed}.parquet" for seed in INVERTED],
         pictures=[SAMPLED["pictures"].format(group=group, seed=settings.seeds[0]) for group in settings.groups],
+        loose_pictures=sampled_loose("pictures", LOOSE[:1]),
     output:
         png=f"{R}/figures/{{figure}}.png",
         pdf=f"{R}/figures/{{figure}}.pdf",
@@ -248,8 +350,8 @@ rule figure:
     cache: True
     shell:
         "python -m papers.implicit_negatives.figures {params.arguments} --metrics {input.metrics} --grid {input.grid}"
-        " --curves {input.curves} --pictures {input.pictures} --png {output.png} --pdf {output.pdf}"
-        " --record {output.record} &> {log}"
+        " --curves {input.curves} --pictures {input.pictures} --loose-pictures {input.loose_pictures}"
+        " --png {output.png} --pdf {output.pdf} --record {output.record} &> {log}"
 
 
 include: "../../workflows/results.smk"

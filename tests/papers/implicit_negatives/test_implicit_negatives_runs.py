@@ -96,12 +96,50 @@ def test_fronts_hold_all_strengths_and_the_unguided_model():
         ({"grid": {"np": (1.0,)}}, "as many strengths"),
         ({"groups": {"all": ("sld/explicit",)}}, "need none"),
         ({"groups": {"all": ("none", "none@spm")}}, "no model 'spm'"),
-        ({"groups": {"all": ("none", "sld/implicit-spm")}}, "no model 'spm'"),
+        ({"groups": {"all": ("none", "sld/implicit-spm")}}, "groups: run 'sld/implicit-spm': no model 'spm'"),
+        ({"prompts": None, "hub": settings_of("paper").hub}, "control: its base models are the testbed's"),
     ],
 )
 def test_inconsistent_scales_are_refused(change, complaint):
     with pytest.raises(ValueError, match=complaint):
         replace(settings_of("smoke"), **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"runs": ("np/explicit",)}, "runs: need none"),
+        ({"runs": ("none", "none")}, "every run once"),
+        ({"runs": ("none", "none@duo")}, "runs: run 'none@duo': no model 'duo'; there are: base, uce, esd"),
+        ({"runs": ("none", "cfg/explicit")}, "unknown method"),
+    ],
+)
+def test_an_inconsistent_control_is_refused(change, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        replace(settings_of("smoke").control, **change)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("word_dropout: 0.3", "word_dropout: 1.3", r"control.captions: word_dropout: must lie in \[0, 1\], got 1.3"),
+        ("noun_noise: 0.15", "nouns: 0.35", "control.captions: unknown key 'nouns'; known keys: word_dropout"),
+        ("scenes: 16000", "scenes: many", "scales.small.control.scenes: .*valid integer, got 'many'"),
+    ],
+)
+def test_mistakes_in_the_controls_configuration_are_named(tmp_path, old, new, complaint):
+    text = (PAPER / "config.yaml").read_text(encoding="utf-8")
+    assert text.count(old) >= 1
+    (tmp_path / "config.yaml").write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(InputError, match=complaint):
+        read_scale(tmp_path / "config.yaml", "small", Scale)
+
+
+def test_the_control_keeps_pictures_of_the_first_seed_alone():
+    settings = settings_of("small")
+    kept = [settings.control_guidance_of(seed).pictures_per_set for seed in settings.seeds]
+    assert kept == [settings.control.pictures_per_set, 0, 0]
+    assert replace(settings.control_guidance_of(0), pictures_per_set=0) == settings.control_guidance_of(1)
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -111,11 +149,14 @@ def test_every_scale_is_consistent(scale):
     assert len(settings.candidates) == len({*settings.candidates}) == 3 * len(settings.grid["np"])
     if scale != "paper":
         assert settings.models == ("base", "uce", "esd", "duo")
+        assert settings.control.models == ("base", "uce", "esd")
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_claims_ask_for_what_the_scale_measures(scale):
-    runs = {text for group in settings_of(scale).groups.values() for text in group}
+    settings = settings_of(scale)
+    runs = {text for group in settings.groups.values() for text in group}
+    loose = set(settings.control.runs) if settings.control else set()
     swept = {Run(run.method, None, run.negative, run.model).name for run in map(parse_run, runs) if run.strength}
     made = 0
     for claim in read_paper(PAPER / "paper.yaml").claims:
@@ -123,7 +164,8 @@ def test_claims_ask_for_what_the_scale_measures(scale):
             if test.scales is None or scale in test.scales:
                 made += 1
                 for method, setting, _ in test.series:
-                    assert method in (swept if setting == "trade-off" else runs), f"{claim.id}, {test.name}"
+                    measured = {"trade-off": swept}.get(setting, loose if "loose" in setting else runs)
+                    assert method in measured, f"{claim.id}, {test.name}"
     assert made > 12 or scale == "paper"
 
 

@@ -26,19 +26,10 @@ def files(tmp_path_factory):
     """Tables of all runs of `small` with random values, as the stages write them."""
     folder = tmp_path_factory.mktemp("tables")
     settings = read_scale(PAPER / "config.yaml", "small", Scale)
-    rng, names = np.random.default_rng(0), [run.name for run in settings.runs]
+    rng = np.random.default_rng(0)
     for seed in SEEDS:
-        rows = []
-        for run in settings.runs:
-            for name in (CONCEPT,) if run.method == "prompt" else SETS:
-                dsr, intact = rng.integers(0, 2, (2, PROMPTS)).astype(np.float32)
-                values = {"dsr": dsr, "intact": intact, "success": dsr * intact}
-                if run.method != "prompt":
-                    values["similarity"] = rng.random(PROMPTS, np.float32)
-                rows.append(pd.DataFrame({"set": name, "prompt": range(PROMPTS), **values, "run": run.name}))
-        write_table(folder / f"values{seed}", pd.concat(rows, ignore_index=True))
-        totals = pd.DataFrame({"run": names, "evaluations": 40.0, "wall_seconds": 2.0})
-        write_table(folder / f"totals{seed}", totals)
+        write_samples(folder, "", seed, settings.runs, rng)
+        write_samples(folder, "loose_", seed, map(parse_run, settings.control.runs), rng)
         curves = [
             pd.DataFrame({"model": model, "kind": kind, "step": range(20), "loss": rng.random(20) + 0.1})
             for model in settings.models
@@ -53,12 +44,29 @@ def files(tmp_path_factory):
         write_table(folder / f"losses{seed}", pd.DataFrame(losses))
     grid = [{"run": name, "set": "attack", "success": rng.random()} for name in settings.candidates]
     write_table(folder / "grid", pd.DataFrame(grid))
-    save_file({name: torch.zeros(8, 3, 12, 12, dtype=torch.uint8) for name in names}, folder / "pictures")
+    pictures = {run.name: torch.zeros(8, 3, 12, 12, dtype=torch.uint8) for run in settings.runs}
+    save_file(pictures, folder / "pictures")
+    tables = paths(folder, "values", "totals", "losses", "loose_values", "loose_totals")
     evaluate(
-        paper="implicit_negatives", scale="small", **paths(folder, "values", "totals", "losses"), seeds=SEEDS,
-        loss_seeds=SEEDS, metrics=folder / "metrics", units=folder / "units",
+        paper="implicit_negatives", scale="small", **tables, seeds=SEEDS, loss_seeds=SEEDS, loose_seeds=SEEDS,
+        metrics=folder / "metrics", units=folder / "units",
     )  # fmt: skip
     return folder
+
+
+def write_samples(folder, prefix, seed, runs, rng):
+    rows, names = [], []
+    for run in runs:
+        names.append(run.name)
+        for name in (CONCEPT,) if run.method == "prompt" else SETS:
+            dsr, intact = rng.integers(0, 2, (2, PROMPTS)).astype(np.float32)
+            values = {"dsr": dsr, "intact": intact, "success": dsr * intact}
+            if run.method != "prompt":
+                values["similarity"] = rng.random(PROMPTS, np.float32)
+            rows.append(pd.DataFrame({"set": name, "prompt": range(PROMPTS), **values, "run": run.name}))
+    write_table(folder / f"{prefix}values{seed}", pd.concat(rows, ignore_index=True))
+    totals = pd.DataFrame({"run": names, "evaluations": 40.0 + len(prefix), "wall_seconds": 2.0})
+    write_table(folder / f"{prefix}totals{seed}", totals)
 
 
 def paths(folder, *names):
@@ -85,11 +93,36 @@ def test_metrics_are_means_over_prompts(files):
     assert all(text.partition("@")[0] in ("concept", "word") or parse_run(text).method == "prompt" for text in bare)
 
 
+def test_the_control_is_a_setting_of_its_own(files):
+    metrics, units = read_metrics(files / "metrics"), read_units(files / "units")
+    written = pd.concat([pd.read_parquet(files / f"loose_values{seed}").assign(seed=seed) for seed in SEEDS])
+    for name in ("attack", "safe"):
+        setting = f"{name}, loose captions"
+        rows = written[(written["run"] == "np/implicit@esd") & (written["set"] == name) & (written["seed"] == 2)]
+        chosen = f"method == 'np/implicit@esd' and setting == '{setting}' and metric == 'success' and seed == 2"
+        found = metrics.query(chosen)
+        assert found["value"].item() == pytest.approx(rows["success"].mean())
+        assert found["cost"].item() == 46  # its own, not that of the run of the same name
+        assert len(units.query(chosen)) == PROMPTS
+    assert not any("loose" in setting for setting in metrics[metrics["metric"] == "front"]["setting"])
+
+
+def test_tables_are_written_without_the_control(files, tmp_path):
+    evaluate(
+        paper="implicit_negatives", scale="small", **paths(files, "values", "totals", "losses"), seeds=SEEDS,
+        loss_seeds=SEEDS, loose_values=(), loose_totals=(), loose_seeds=(), metrics=tmp_path / "metrics",
+        units=tmp_path / "units",
+    )  # fmt: skip
+    whole = read_metrics(files / "metrics")
+    rest = whole[~whole["setting"].str.endswith("loose captions")].reset_index(drop=True)
+    pd.testing.assert_frame_equal(read_metrics(tmp_path / "metrics"), rest)
+
+
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_figures_are_drawn(files, tmp_path, name):
     curves, pictures = paths(files, "curves")["curves"], (files / "pictures",)
     figures.draw(
         figure=name, metrics=files / "metrics", grid=files / "grid", curves=curves, pictures=pictures,
-        png=tmp_path / "figure.png", pdf=tmp_path / "figure.pdf",
+        loose_pictures=pictures, png=tmp_path / "figure.png", pdf=tmp_path / "figure.pdf",
     )  # fmt: skip
     assert (tmp_path / "figure.png").stat().st_size > 3000
