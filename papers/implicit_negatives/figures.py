@@ -109,15 +109,18 @@ def _points(axis: Axes, tables: Tables, model: str, metric: str) -> None:
 def bars(tables: Tables) -> Figure:
     """Explicit against implicit negatives, for each model and guidance (the paper's figure)."""
     models = tables.models
-    figure, axes = new_figure(2, len(models), width=2.3, height=1.9, sharex=True, sharey=True)
-    for row, (metric, label) in enumerate((("dsr", DSR), ("success", SUCCESS))):
+    shown = (("dsr", ATTACK, f"{DSR}\non attacks"), ("success", ATTACK, f"{SUCCESS}\non attacks"))
+    shown += (("success", SOFT, f"{SUCCESS}\non soft attacks"),)
+    figure, axes = new_figure(len(shown), len(models), width=2.3, height=1.8, sharex=True, sharey=True)
+    for row, (metric, setting, label) in enumerate(shown):
         for column, model in enumerate(models):
             axis = axes[row, column]
-            plain = tables.seeds(Run("none", model=model), ATTACK, metric)
-            axis.axhline(plain.mean(), color="0.2", linewidth=0.9, linestyle="--", label="no guidance")
+            plain = tables.seeds(Run("none", model=model), setting, metric)
+            if plain is not None:
+                axis.axhline(plain.mean(), color="0.2", linewidth=0.9, linestyle="--", label="no guidance")
             for place, method in enumerate(STRENGTHS):
                 for shift, negative in ((-0.2, EXPLICIT), (0.2, IMPLICIT)):
-                    values = tables.seeds(Run(method, None, negative, model), ATTACK, metric)
+                    values = tables.seeds(Run(method, None, negative, model), setting, metric)
                     if values is not None:
                         label_once = NEGATIVES[negative] if place == 0 else None
                         _bar(axis, place + shift, values, COLORS[negative], label_once)
@@ -126,7 +129,7 @@ def bars(tables: Tables) -> Figure:
             axis.grid(visible=False, axis="x")
             if row == 0:
                 axis.set_title(model_title(model))
-        axes[row, 0].set_ylabel(f"{label}\non attacks")
+        axes[row, 0].set_ylabel(label)
     handles, labels = axes[0, -1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
