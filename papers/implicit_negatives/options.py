@@ -162,7 +162,6 @@ class Scale:
     """The seed on which strengths are selected, none of the above."""
     guidance: GuidanceOptions
     inversion: InversionOptions
-    uce: UceOptions
     grid: dict[str, tuple[float, ...]]
     """Candidate strengths of each method, from weak to strong, as many for all; one is selected for both negatives."""
     groups: dict[str, tuple[str, ...]]
@@ -173,6 +172,8 @@ class Scale:
     """Seed of the testbed's text-to-image system."""
     prompts: PromptOptions | None = None
     """The testbed's prompts; or else ``hub``."""
+    uce: UceOptions | None = None
+    """With ``prompts``: unlearning in closed form."""
     unlearn: dict[str, UnlearnOptions] | None = None
     """Models that are unlearned by training, by the name under which runs use them."""
     hub: UnlearnedHubOptions | None = None
@@ -185,14 +186,17 @@ class Scale:
             raise ValueError(f"tuning_seed: must not be a reported seed, got {self.tuning_seed}")
         if (self.prompts is None) == (self.hub is None):
             raise ValueError("prompts, hub: exactly one of them must be given")
+        if self.control and self.hub:
+            raise ValueError("control: its base models are the testbed's, not the hub's")
+        if (self.prompts is None) != (self.uce is None):
+            raise ValueError("uce: goes with prompts; unlearned models of the hub come as adapters")
         if set(self.grid) != set(STRENGTHS) or len({len(strengths) for strengths in self.grid.values()}) > 1:
             raise ValueError(f"grid: need as many strengths for each of {', '.join(STRENGTHS)}, got {self.grid}")
         runs = [text for group in self.groups.values() for text in group]
         if len(set(runs)) < len(runs) or "none" not in runs:
             raise ValueError("groups: need none, and every run once")
-        check_models(runs, (BASE, UCE, *(self.unlearn or {}), *self.hub_models), "groups")
-        if self.control and self.hub:
-            raise ValueError("control: its base models are the testbed's, not the hub's")
+        closed_form = (UCE,) if self.uce else ()
+        check_models(runs, (BASE, *closed_form, *(self.unlearn or {}), *self.hub_models), "groups")
 
     @property
     def hub_models(self) -> tuple[str, ...]:
