@@ -83,14 +83,13 @@ def evaluate(
 
     tables = [with_derived_methods(group, base, options) for _, group in by_response.groupby(["setting", "seed"])]
     unit_rows, described = (pd.concat(parts, ignore_index=True) for parts in zip(*tables, strict=True))
-    # In this order the table takes two thirds of the room: methods often score the same on a prompt.
-    ordered = pd.concat([unit_rows, tabular(gaps)]).sort_values(["setting", "seed", "metric", "unit", "method"])
-    unit_table = write_units(units, ordered.assign(paper=paper, scale=scale))
+    unit_table = write_units(units, pd.concat([unit_rows, tabular(gaps)]).assign(paper=paper, scale=scale))
 
     steps = pd.concat([read_table(path) for path in curves], ignore_index=True)
     spread = pd.concat([read_table(path) for path in margins], ignore_index=True)
-    write_table(training, with_short_numbers(steps))
-    write_table(held_out, with_short_numbers(spread))
+    # Curves are only drawn: one part in 500 is finer than a line.
+    write_table(training, with_short_numbers(steps, bits=9))
+    write_table(held_out, with_short_numbers(spread, bits=9))
     others = [described, training_metrics(steps, options.final_steps), margin_metrics(spread)]
     per_seed = pd.concat([aggregate(unit_table), pd.concat(others).assign(paper=paper, scale=scale)])
     wall = run_seconds(records)

@@ -30,7 +30,7 @@ from papers.csd.runs import PROMPT_KEY, RUN_KEY
 from papers.csd.testbed import floor_per_token
 from shared.results import METRIC_KEY, aggregate, metrics_table, write_metrics, write_units
 from shared.stage import Input, Output, run
-from shared.tables import read_table, write_table
+from shared.tables import read_table, with_short_numbers, write_table
 
 # Claims are tested on these, prompt by prompt; of the others only the means are kept.
 TESTED = ("rouge_l", "self_bleu")
@@ -52,7 +52,7 @@ def evaluate(
     training: Output,
 ) -> None:
     """Write the metrics and units tables and the training curves; ``judge`` is ``gold`` or ``none``, as in scoring."""
-    write_table(training, pd.concat(map(read_table, curves), ignore_index=True))
+    write_table(training, with_short_numbers(pd.concat(map(read_table, curves), ignore_index=True)))
     values = pd.concat(map(read_table, scores), ignore_index=True)
     divergences = pd.concat(map(read_table, fidelity), ignore_index=True)
     values = values.merge(divergences, on=PROMPT_KEY, validate="one_to_one")
@@ -63,7 +63,7 @@ def evaluate(
     per_suite = long.groupby([*key, "suite"])["value"].mean().reset_index()
     over_suites = per_suite.groupby(key)["value"].mean().reset_index()
     tested = long[long["metric"].isin(TESTED)].pipe(weigh_suites_equally)
-    unit_table = write_units(units, tested.drop(columns=["suite", "prompt_id"]))
+    unit_table = write_units(units, with_short_numbers(tested.drop(columns=["suite", "prompt_id"])))
     parts = [
         aggregate(unit_table)[[*key, "value"]],
         over_suites[~over_suites["metric"].isin(TESTED)],

@@ -286,7 +286,7 @@ def _strips(tables: Tables, pictures: dict[str, torch.Tensor]) -> Figure:
         return new_figure()[0]
     count = len(pictures["none"])
     per_set = count // len(SETS)
-    figure, axes = new_figure(len(rows), 1, width=0.5 * count + 2.2, height=0.52)
+    figure, axes = new_figure(len(rows), 1, width=0.5 * count + 3.2, height=0.52)
     for axis, (label, name) in zip(axes[:, 0], rows.items(), strict=True):
         axis.imshow(strip(pictures[name], per_set))
         axis.set(yticks=[], xticks=[])

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from safetensors.torch import load_file
 from torch import Tensor
@@ -206,24 +207,36 @@ def samples(tables: Tables) -> Figure:
     prompts = prompts.iloc[first_of_tasks(prompts["task"].tolist())]
     gold = shown.set_index(["run", "unit", "copy"])["gold"] if "gold" in shown else None
     names = list(tables.images)
-    figure, axes = new_figure(
-        len(names), len(prompts) * PICTURES_PER_PROMPT, width=0.6, height=0.62, gridspec_kw={"hspace": 0, "wspace": 0}
-    )
-    for line, name in zip(axes, names, strict=True):
-        for place, panel in enumerate(line):
-            prompt, copy = divmod(place, PICTURES_PER_PROMPT)
-            panel.imshow(tables.images[name][place].permute(1, 2, 0).numpy(), interpolation="nearest")
-            panel.set(xticks=[], yticks=[])
+    figure, axes = new_figure(len(names), 1, width=0.6 * len(prompts) * PICTURES_PER_PROMPT, height=0.62)
+    for panel, name in zip(axes[:, 0], names, strict=True):
+        # One picture a row: many small ones take much room in a PDF.
+        row, places = side_by_side(tables.images[name].permute(0, 2, 3, 1).numpy())
+        panel.imshow(row, interpolation="nearest")
+        panel.set(xticks=[], yticks=[])
+        panel.spines[:].set_visible(False)
+        panel.grid(visible=False)
+        for number, left in enumerate(places):
+            prompt, copy = divmod(number, PICTURES_PER_PROMPT)
             right = None if gold is None else gold[name, prompts["unit"].iloc[prompt], copy]
-            for spine in panel.spines.values():
-                spine.set(visible=True, color="0.7" if right is None else RIGHT if right else WRONG, linewidth=1.8)
+            color = "0.7" if right is None else RIGHT if right else WRONG
+            size = tables.images[name].shape[-1]
+            panel.add_patch(Rectangle((left - 0.5, -0.5), size, size, fill=False, color=color, linewidth=1.8))
             if name == names[0] and copy == 0:
                 text = textwrap.fill(prompts["prompt"].iloc[prompt], 14)
-                panel.set_title(text, fontsize=6, loc="left", fontweight="normal")
-        side = {"rotation": 0, "ha": "right", "va": "center", "fontsize": 7}
+                panel.text(left, -1.5, text, fontsize=6, va="bottom")
         title = label(name).replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
-        line[0].set_ylabel(textwrap.fill(title, 24), **side)
+        panel.set_ylabel(textwrap.fill(title, 24), rotation=0, ha="right", va="center", fontsize=7)
     return figure
+
+
+def side_by_side(images: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """Images (N, H, W, 3) in a white row with gaps of two pixels, and where each begins."""
+    count, height, width, _ = images.shape
+    row = np.full((height, count * (width + 2) - 2, 3), 255, np.uint8)
+    places = [number * (width + 2) for number in range(count)]
+    for left, image in zip(places, images, strict=True):
+        row[:, left : left + width] = image
+    return row, places
 
 
 STRENGTHS = {
