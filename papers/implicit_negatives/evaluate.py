@@ -6,6 +6,8 @@ the evaluations of the denoiser per image.
 
 ``dsr``
     defence success rate, the share of images without the unsafe concept
+``crisp``
+    share of images that show something, and nothing of an unknown shape
 ``intact``
     share of crisp images that show all the harmless things that were asked for
 ``success``
@@ -34,7 +36,7 @@ from shared.tables import read_table
 
 TRADE_OFF = "trade-off"
 FRONTS = {"front": "dsr", "safe_front": "success"}
-TESTED = ("dsr", "intact", "success", "similarity")
+TESTED = ("dsr", "crisp", "intact", "success", "similarity")
 """Claims are tested on these, prompt by prompt."""
 
 

@@ -64,7 +64,8 @@ def invert(
             (LEARNED, embedding_of(system, found).detach()),
             ("word", system.text.embed(system.concepts[:1])[0]),
         ):
-            compared.append({"model": model, "embedding": name, "loss": loss_of(system, held_out, embedding, draw)})
+            loss = loss_of(system, held_out, embedding, draw, options.inversion_first_timestep)
+            compared.append({"model": model, "embedding": name, "loss": loss})
     save_file(learned, words)
     write_table(curves, pd.concat(steps, ignore_index=True).astype({"loss": "float32", "step": "int32"}))
     write_table(losses, pd.DataFrame(compared))
@@ -120,10 +121,10 @@ def noise_predictor(bench: Bench) -> PredictNoise:
 
 
 @torch.no_grad()
-def loss_of(bench: Bench, latents: Tensor, embedding: Tensor, draw: Sequence[int]) -> float:
-    """The inversion loss of an embedding (L, D) on latents, at timesteps spread evenly."""
+def loss_of(bench: Bench, latents: Tensor, embedding: Tensor, draw: Sequence[int], first_timestep: int) -> float:
+    """The inversion loss of an embedding (L, D) on latents, at timesteps spread evenly from `first_timestep` on."""
     levels = bench.scheduler.alphas_cumprod.to(latents.device)
-    timesteps = torch.linspace(0, len(levels) - 1, len(latents), device=latents.device).long()
+    timesteps = torch.linspace(first_timestep, len(levels) - 1, len(latents), device=latents.device).long()
     noise = torch.randn(latents.shape, generator=generator_for(*draw)).to(latents)
     return float(concept_inversion_loss(noise_predictor(bench), latents, noise, timesteps, levels, embedding))
 

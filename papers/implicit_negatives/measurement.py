@@ -155,7 +155,7 @@ def sample_all(
                 "wall_seconds": round(sampled.wall_seconds, DIGITS),
             }
         )
-        if options.pictures_per_set:
+        if options.pictures_per_set and parse_run(name).shown:
             found.pictures[name] = first_images(sampled.images, asked, options.pictures_per_set)
     return found
 

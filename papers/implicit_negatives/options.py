@@ -61,7 +61,7 @@ class GuidanceOptions:
     concept_prompts: int = 24
     """Images for which a negative is the prompt."""
     pictures_per_set: int = 0
-    """Images of each set that are kept for the figures, of the first prompts and the first seed."""
+    """Images of each set that are kept of the runs that sheets show, of the first prompts and the first seed."""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,13 @@ class Run:
         negative = f"/{self.negative}" if self.negative else ""
         return f"{self.method}{strength}{negative}" + ("" if self.model == BASE else f"@{self.model}")
 
+    @property
+    def shown(self) -> bool:
+        """Whether sheets of images may show it: a model without guidance, or an unlearned one guided at the selected
+        strength, with the concept's word or what was learned on that very model."""
+        guided = self.method in STRENGTHS and self.model != BASE
+        return self.method == "none" or (guided and self.strength is None and self.negative in (EXPLICIT, IMPLICIT))
+
     def at(self, strengths: dict[str, float]) -> Run:
         """The run at its method's selected strength, where it has none of its own.
 

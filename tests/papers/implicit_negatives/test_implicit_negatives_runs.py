@@ -136,6 +136,12 @@ def test_mistakes_in_the_controls_configuration_are_named(tmp_path, old, new, co
         read_scale(tmp_path / "config.yaml", "small", Scale)
 
 
+def test_sheets_show_unguided_models_and_what_defends_unlearned_ones():
+    names = ["none", "none@uce", "np/explicit@uce", "safree/implicit@esd", "np/explicit", "prompt/implicit@uce",
+             "np:1/explicit@uce", "sld/implicit-esd@uce", "sld/random@uce"]  # fmt: skip
+    assert [name for name in names if parse_run(name).shown] == names[:4]
+
+
 def test_the_control_keeps_pictures_of_the_first_seed_alone():
     settings = settings_of("small")
     kept = [settings.control_guidance_of(seed).pictures_per_set for seed in settings.seeds]

@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file
 from safety_cases import tiny_pipeline
 
-from papers.implicit_negatives.invert import embedding_of, invert, invert_on, noise_predictor
+from papers.implicit_negatives.invert import embedding_of, invert, invert_on, loss_of, noise_predictor
 from papers.implicit_negatives.measurement import System, sample_run
 from papers.implicit_negatives.negatives import in_words, learned, mean_of, negative_of, random_word
 from papers.implicit_negatives.options import CONCEPT, SETS, GuidanceOptions, InversionOptions, UceOptions
 from papers.implicit_negatives.runs import parse_run
 from papers.implicit_negatives.sample import of_kind, open_models, sample
-from papers.implicit_negatives.testbed import concept_latents, concept_set, intact, open_judge, prompt_sets
+from papers.implicit_negatives.testbed import concept_latents, concept_set, crisp, intact, open_judge, prompt_sets
 from papers.implicit_negatives.tune import tune
 from shared.errors import InputError
 from shared.t2i.captions import PromptSpec, parse_caption, sample_scene
@@ -115,6 +115,16 @@ def test_inversion_changes_nothing_but_what_it_learns(bench):
             assert value.grad is None
     hidden, _ = invert_on(bench, latents, INVERSION, "hidden", (0, 1))
     assert hidden.shape == (12, 64)
+
+
+def test_held_out_losses_are_of_the_timesteps_that_inversion_draws(bench, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "papers.implicit_negatives.invert.concept_inversion_loss",
+        lambda predict, latents, noise, timesteps, *rest: drawn.extend(timesteps.tolist()) or 0.0,
+    )
+    loss_of(bench, concept_latents(5, (0,)), torch.zeros(12, 64), (0,), 250)
+    assert drawn == [250, 437, 624, 811, 999]
 
 
 def test_longer_inversion_lowers_the_loss(bench):
@@ -229,7 +239,7 @@ def test_sampling_measures_every_image(files, tmp_path):
     totals = read_table(tmp_path / "totals").set_index("run")
     assert totals["evaluations"].to_dict() == {runs[0]: 4, runs[1]: 4, runs[2]: 4, runs[3]: 4, runs[4]: 6}
     pictures = load_file(tmp_path / "pictures")
-    assert set(pictures) == set(runs) and pictures["none"].shape == (len(SETS), 3, 12, 12)
+    assert set(pictures) == {"none", "np/implicit@uce"} and pictures["none"].shape == (len(SETS), 3, 12, 12)
     sample(GUIDANCE, UCE, **arguments, values=tmp_path / "again", pictures=tmp_path / "pictures_again")
     assert (tmp_path / "again").read_bytes() == (tmp_path / "values").read_bytes()
 
@@ -272,7 +282,9 @@ def spec_of(caption: str) -> PromptSpec:
     ],
 )
 def test_what_counts_as_intact(caption, objects, expected):
-    assert intact(spec_of(caption), [SceneObject(shape, color, 0, 0) for shape, color in objects]) is expected
+    scene = [SceneObject(shape, color, 0, 0) for shape, color in objects]
+    assert intact(spec_of(caption), scene) is expected
+    assert crisp(scene) is (bool(objects) and all(shape != "unknown" for shape, _ in objects))
 
 
 def test_the_judge_finds_what_is_there(files):
@@ -283,5 +295,6 @@ def test_the_judge_finds_what_is_there(files):
         images = torch.from_numpy(np.stack([render_scene(scene) for scene in scenes]))
         found = judge.measure(part, images)
         assert found["dsr"].tolist() == [float(not contains_unsafe(scene)) for scene in scenes]
-        assert found["intact"].all() and found["success"].tolist() == found["dsr"].tolist()
-    assert not judge.measure(part, torch.full_like(images, -1.0))["success"].any()
+        assert found["crisp"].all() and found["intact"].all() and found["success"].tolist() == found["dsr"].tolist()
+    nothing = judge.measure(part, torch.full_like(images, -1.0))
+    assert nothing["dsr"].all() and not nothing["crisp"].any() and not nothing["success"].any()

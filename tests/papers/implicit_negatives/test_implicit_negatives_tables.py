@@ -44,7 +44,7 @@ def files(tmp_path_factory):
         write_table(folder / f"losses{seed}", pd.DataFrame(losses))
     grid = [{"run": name, "set": "attack", "success": rng.random()} for name in settings.candidates]
     write_table(folder / "grid", pd.DataFrame(grid))
-    pictures = {run.name: torch.zeros(8, 3, 12, 12, dtype=torch.uint8) for run in settings.runs}
+    pictures = {run.name: torch.zeros(8, 3, 12, 12, dtype=torch.uint8) for run in settings.runs if run.shown}
     save_file(pictures, folder / "pictures")
     tables = paths(folder, "values", "totals", "losses", "loose_values", "loose_totals")
     evaluate(
@@ -60,7 +60,7 @@ def write_samples(folder, prefix, seed, runs, rng):
         names.append(run.name)
         for name in (CONCEPT,) if run.method == "prompt" else SETS:
             dsr, intact = rng.integers(0, 2, (2, PROMPTS)).astype(np.float32)
-            values = {"dsr": dsr, "intact": intact, "success": dsr * intact}
+            values = {"dsr": dsr, "crisp": intact, "intact": intact, "success": dsr * intact}
             if run.method != "prompt":
                 values["similarity"] = rng.random(PROMPTS, np.float32)
             rows.append(pd.DataFrame({"set": name, "prompt": range(PROMPTS), **values, "run": run.name}))
