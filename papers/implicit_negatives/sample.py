@@ -47,12 +47,28 @@ def sample(
     ``unlearned`` are adapters of those of ``models`` that were trained, in their order; ``inverted`` holds what concept
     inversion learned on each model, ``selection`` the strengths.
     """
-    bench = open_models(pipeline, models, unlearned, uce)
-    words = load_file(inverted)
-    system = System(bench, open_judge(evaluator), of_kind(words, LEARNED), of_kind(words, SOFT_ATTACK), SYNONYM_PHRASES)
+    system = open_system(pipeline, evaluator, models, unlearned, uce, inverted)
     strengths = json.loads(selection.read_text(encoding="utf-8"))
     sets, concept = prompt_sets(count, attacks, seed, "test"), concept_set(options.concept_prompts)
     sample_all(runs, strengths, system, sets, concept, seed, options).write(values, totals, pictures)
+
+
+def open_system(
+    pipeline: Path, evaluator: Path, models: Sequence[str], unlearned: Sequence[Path], uce: UceOptions, inverted: Path
+) -> System:
+    """The testbed with its unlearned models, its judge, and what was inverted on every model.
+
+    Raises:
+        InputError: as `open_models`.
+    """
+    words = load_file(inverted)
+    return System(
+        open_models(pipeline, models, unlearned, uce),
+        open_judge(evaluator),
+        of_kind(words, LEARNED),
+        of_kind(words, SOFT_ATTACK),
+        SYNONYM_PHRASES,
+    )
 
 
 def open_models(pipeline: Path, models: Sequence[str], unlearned: Sequence[Path], uce: UceOptions) -> Bench:
