@@ -2,12 +2,12 @@
 
 A model that is trained on exact captions alone has never seen a bare word, and knows one picture of it: a negative in
 words is then out of distribution, and moving away from it leaves what the model can draw. Captions of large models'
-data are not like that. Here every word that says something about an image (number, colour, noun, context) is left out
-with some probability, so that bare words, and parts of captions, are in distribution; and the noun of a group is with
-some probability that of a random shape, so that harmless images have some mass under the concept's words, and images of
-the concept under the others'.
+data are not like that. Here every word that says something about an image (number, colour, noun) is left out with some
+probability, so that bare words, and parts of captions, are in distribution; and the noun of a group is with some
+probability that of a random shape, so that harmless images have some mass under the concept's words, and images of the
+concept under the others'.
 
-Captions without any word come from both the words' dropout and the diffusion training's own caption dropout.
+Captions without any word come from both the words' dropout and the training's own caption dropout.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,18 @@ from shared.t2i.captions import UNSAFE_NAMES, ObjectGroup, PromptSpec, caption_o
 from shared.t2i.scenes import SHAPES, UNSAFE_SHAPE
 
 
-def loose_caption(rng: np.random.Generator, spec: PromptSpec, *, word_dropout: float, noun_noise: float) -> str:
-    """A caption of words of the language, which need not parse; at rates of 0 it is `caption_of(spec)`.
+def loose_caption(
+    rng: np.random.Generator, groups: Sequence[ObjectGroup], unsafe_name: str, *, word_dropout: float, noun_noise: float
+) -> str:
+    """A caption of words of the language, which need not parse; at rates of 0 it is exact.
 
     Each group's noun is replaced at the rate `noun_noise`, then words are left out, each by itself, at `word_dropout`.
-    What joins the groups ("and" or their relation) is there where both of them have words left.
+    There is "and" between groups that both have words left.
 
     Args:
         rng: of all draws.
-        spec: of the scene.
+        groups: of the scene's shapes.
+        unsafe_name: how its saltires are called.
         word_dropout: in [0, 1]; at 1 every caption is empty.
         noun_noise: in [0, 1].
 
@@ -37,9 +40,9 @@ def loose_caption(rng: np.random.Generator, spec: PromptSpec, *, word_dropout: f
     for name, rate in (("word_dropout", word_dropout), ("noun_noise", noun_noise)):
         if not 0 <= rate <= 1:
             raise ValueError(f"{name}: must lie in [0, 1], got {rate}")
-    groups = [_left(rng, with_noise(rng, group, spec.unsafe_name, noun_noise), word_dropout) for group in spec.groups]
-    context = _left(rng, [spec.context] if spec.context else [], word_dropout)
-    return _joined(" ", [context, _joined(f" {spec.relation or 'and'} ", groups)])
+    noisy = (with_noise(rng, group, unsafe_name, noun_noise) for group in groups)
+    left = [" ".join(word for word in words if rng.random() >= word_dropout) for words in noisy]
+    return " and ".join(text for text in left if text)
 
 
 def with_noise(rng: np.random.Generator, group: ObjectGroup, unsafe_name: str, rate: float) -> list[str]:
@@ -52,11 +55,3 @@ def with_noise(rng: np.random.Generator, group: ObjectGroup, unsafe_name: str, r
         group = replace(group, shape=str(rng.choice(SHAPES)))
         unsafe_name = str(rng.choice(UNSAFE_NAMES)) if group.shape == UNSAFE_SHAPE else unsafe_name
     return caption_of(PromptSpec("single", (group,), unsafe_name=unsafe_name)).split(" ")
-
-
-def _left(rng: np.random.Generator, words: Sequence[str], dropout: float) -> str:
-    return " ".join(word for word in words if rng.random() >= dropout)
-
-
-def _joined(joint: str, texts: Sequence[str]) -> str:
-    return joint.join(text for text in texts if text)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from papers.implicit_negatives.runs import BASE, STRENGTHS, Run, parse_run
 from shared.t2i.options import HubOptions, UnlearnOptions
+from shared.training_options import TrainingOptions
 
 EXPLICIT, ATTACK, SOFT, SAFE, CONCEPT = "explicit", "attack", "soft", "safe", "concept"
 """Sets of prompts: by the word that defences know, by its synonyms, by a learned token, harmless ones, and the bare
@@ -94,10 +95,12 @@ class UceOptions:
 
 @dataclass(frozen=True)
 class LooseOptions:
-    """How captions of training scenes are loosened, beside the training's own dropout of whole captions."""
+    """Training scenes, and how their captions are loosened beside the training's own dropout of whole captions."""
 
+    scenes: int
+    """Of each base model."""
     word_dropout: float = 0.3
-    """Share of words (numbers, colours, nouns, contexts) that are left out, each by itself."""
+    """Share of words (numbers, colours, nouns) that are left out, each by itself."""
     noun_noise: float = 0.35
     """Share of groups that have the noun of a random shape."""
 
@@ -112,8 +115,11 @@ class ControlOptions:
     """The control: for every seed a base model of its own, trained on loose captions, and unlearned models of it."""
 
     captions: LooseOptions
-    scenes: int
-    """Training scenes of each base model, which is trained like the shared one otherwise."""
+    """Of the training scenes."""
+    training: TrainingOptions
+    """With them, from the shared base model on."""
+    guidance_scale: float
+    """w."""
     prompts: PromptOptions
     uce: UceOptions
     unlearn: dict[str, UnlearnOptions]
@@ -225,6 +231,6 @@ class Scale:
         return self.guidance if seed == self.seeds[0] else replace(self.guidance, pictures_per_set=0)
 
     def control_guidance_of(self, seed: int) -> GuidanceOptions:
-        """The same for the control, which keeps fewer pictures."""
+        """The same for the control, which has its own w and keeps fewer pictures."""
         kept = self.control.pictures_per_set if seed == self.seeds[0] else 0
-        return replace(self.guidance, pictures_per_set=kept)
+        return replace(self.guidance, guidance_scale=self.control.guidance_scale, pictures_per_set=kept)

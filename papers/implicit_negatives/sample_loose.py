@@ -6,25 +6,29 @@ All of it is one job, since the models are many and none of them is needed after
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from papers.implicit_negatives.invert import invert
-from papers.implicit_negatives.loose_base import CHECK, PIPELINE, SHEET, from_json, loose_base
+from safetensors.torch import save_file
+from torch import Tensor
+
+from papers.implicit_negatives.invert import KINDS, invert_on
+from papers.implicit_negatives.loose_base import from_json, loose_base
+from papers.implicit_negatives.measurement import sample_all
 from papers.implicit_negatives.options import UCE, GuidanceOptions, InversionOptions, LooseOptions, UceOptions
 from papers.implicit_negatives.runs import BASE
-from papers.implicit_negatives.sample import sample
+from papers.implicit_negatives.sample import LEARNED, open_models, open_system
+from papers.implicit_negatives.testbed import concept_latents, concept_set, lone_prompt_sets
 from shared.options import from_mapping
 from shared.stage import Input, Output, State, make_deterministic, run
-from shared.t2i.options import DrawOptions, UnlearnOptions
+from shared.t2i.bench import Bench
+from shared.t2i.options import UnlearnOptions
 from shared.t2i.stages.unlearn import unlearn as train_unlearned
 
 
 def sample_loose(
     captions: LooseOptions,
-    draw: DrawOptions,
     options: GuidanceOptions,
     inversion: InversionOptions,
     uce: UceOptions,
@@ -33,55 +37,43 @@ def sample_loose(
     count: int,
     attacks: int,
     runs: tuple[str, ...],
-    diffusion: str,
+    training: str,
     unlearn: str,
-    conditioner: Input,
+    pipeline: Input,
     evaluator: Input,
     selection: Input,
     values: Output,
     totals: Output,
     pictures: Output,
-    sheet: Output,
     state: State,
-) -> Mapping[str, Any]:
+) -> None:
     """Sample ``runs`` like the stage `sample`, from a base model of their own and unlearned models of it.
 
-    ``diffusion`` are the options of the base model's training as JSON, and ``unlearn`` those of the models unlearned
+    ``training`` are the options of the base model's training as JSON, and ``unlearn`` those of the models unlearned
     by training, by their names, since others are of the same names.
     """
-    base = loose_base(captions, draw, diffusion, seed=seed, conditioner=conditioner, state=state)
-    adapters = unlearned_models(base / PIPELINE, unlearn, seed=seed, state=state)
-    system = {
-        "pipeline": base / PIPELINE,
-        "unlearned": tuple(adapters.values()),
-        "models": (BASE, UCE, *adapters),
-    }
-    invert(
-        inversion,
-        uce,
-        seed=seed,
-        **system,
-        words=state / "words.safetensors",
-        curves=state / "curves.parquet",
-        losses=state / "losses.parquet",
-    )
-    sample(
-        options,
-        uce,
-        seed=seed,
-        count=count,
-        attacks=attacks,
-        runs=runs,
-        **system,
-        evaluator=evaluator,
-        inverted=state / "words.safetensors",
-        selection=selection,
-        values=values,
-        totals=totals,
-        pictures=pictures,
-    )
-    shutil.copyfile(base / SHEET, sheet)
-    return json.loads((base / CHECK).read_text(encoding="utf-8"))
+    base = loose_base(captions, training, seed=seed, pipeline=pipeline, state=state)
+    adapters = unlearned_models(base, unlearn, seed=seed, state=state)
+    models, unlearned = (BASE, UCE, *adapters), tuple(adapters.values())
+    words = state / "words.safetensors"
+    save_file(inverted_words(open_models(base, models, unlearned, uce), models, inversion, seed), words)
+    system = open_system(base, evaluator, models, unlearned, uce, words)
+    strengths = json.loads(selection.read_text(encoding="utf-8"))
+    sets, concept = lone_prompt_sets(count, attacks, seed, "test"), concept_set(options.concept_prompts)
+    sample_all(runs, strengths, system, sets, concept, seed, options).write(values, totals, pictures)
+
+
+def inverted_words(bench: Bench, models: Sequence[str], options: InversionOptions, seed: int) -> dict[str, Tensor]:
+    """What is learned on every model, ``concept.<model>``, and the soft attack, ``attack.<model>``, from others."""
+    found = {}
+    for index, model in enumerate(models):
+        for number, kind in enumerate(KINDS):
+            draw = (seed, index, number)
+            latents = concept_latents(options.inversion_images, draw)
+            target = options.inversion_target if kind == LEARNED else "token"
+            value, _ = invert_on(bench.on(None if model == BASE else model), latents, options, target, draw)
+            found[f"{kind}.{model}"] = value.contiguous()
+    return found
 
 
 def unlearned_models(pipeline: Path, unlearn: str, *, seed: int, state: Path) -> dict[str, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from papers.implicit_negatives.options import ATTACK, CONCEPT, EXPLICIT, SAFE, SOFT
 from shared.t2i.bench import Judge, PromptSet
-from shared.t2i.captions import ObjectGroup, PromptSpec, caption_of, sample_spec
+from shared.t2i.captions import UNSAFE_NAMES, ObjectGroup, PromptSpec, caption_of, sample_spec
 from shared.t2i.checker import UNKNOWN, check_prompt, contains_unsafe, safe_content_kept
 from shared.t2i.metrics import detect_all
 from shared.t2i.model import LatentCodec
@@ -51,6 +52,17 @@ def prompt_sets(count: int, attacks: int, seed: int, split: str) -> list[PromptS
         SAFE: (safe := safe_specs(count, seed, split), map(caption_of, safe)),
     }
     return [PromptSet(name, tuple(captions), tuple(specs)) for name, (specs, captions) in drawn.items()]
+
+
+def lone_prompt_sets(count: int, attacks: int, seed: int, split: str) -> list[PromptSet]:
+    """The same sets with one shape in every prompt, which names the concept alone: "a red zorp"."""
+    solo = unsafe_solo(attacks + 2 * count, seed, split)
+    explicit = [replace(spec, unsafe_name=UNSAFE_NAMES[0]) for spec in solo[attacks:]]
+    drawn = {EXPLICIT: explicit[:count], ATTACK: solo[:attacks], SOFT: explicit[count:]}
+    drawn[SAFE] = safe_specs(count, seed, split)
+    captions = {name: list(map(caption_of, specs)) for name, specs in drawn.items()}
+    captions[SOFT] = [caption.replace(UNSAFE_NAMES[0], PLACEHOLDER) for caption in captions[SOFT]]
+    return [PromptSet(name, tuple(captions[name]), tuple(specs)) for name, specs in drawn.items()]
 
 
 def concept_set(count: int) -> PromptSet:

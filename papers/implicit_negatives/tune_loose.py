@@ -2,51 +2,38 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Mapping
-from typing import Any
-
-from papers.implicit_negatives.loose_base import CHECK, PIPELINE, SHEET, loose_base
-from papers.implicit_negatives.options import GuidanceOptions, LooseOptions
-from papers.implicit_negatives.tune import tune
+from papers.implicit_negatives.loose_base import loose_base
+from papers.implicit_negatives.measurement import System
+from papers.implicit_negatives.options import SOFT, GuidanceOptions, LooseOptions
+from papers.implicit_negatives.testbed import concept_set, lone_prompt_sets, open_judge
+from papers.implicit_negatives.tune import try_all
 from shared.stage import Input, Output, State, run
-from shared.t2i.options import DrawOptions
+from shared.t2i.pipeline import load_pipeline
+from shared.t2i.testbed import bench_of
 
 
 def tune_loose(
     captions: LooseOptions,
-    draw: DrawOptions,
     options: GuidanceOptions,
     *,
     seed: int,
     count: int,
     runs: tuple[str, ...],
-    diffusion: str,
-    conditioner: Input,
+    training: str,
+    pipeline: Input,
     evaluator: Input,
     grid: Output,
     selection: Output,
-    sheet: Output,
     state: State,
-) -> Mapping[str, Any]:
-    """Write what was tried, ``grid``, the strength of every method, ``selection``, and ``sheet``, what the model draws.
+) -> None:
+    """Write what was tried, ``grid``, and ``selection``, the strength of every method.
 
-    ``diffusion`` are the options of its training as JSON, since others are of the same names.
+    ``training`` are the options of the base model's training as JSON, since others are of the same names.
     """
-    base = loose_base(captions, draw, diffusion, seed=seed, conditioner=conditioner, state=state)
-    tune(
-        options,
-        seed=seed,
-        count=count,
-        runs=runs,
-        pipeline=base / PIPELINE,
-        evaluator=evaluator,
-        grid=grid,
-        selection=selection,
-    )
-    shutil.copyfile(base / SHEET, sheet)
-    return json.loads((base / CHECK).read_text(encoding="utf-8"))
+    base = loose_base(captions, training, seed=seed, pipeline=pipeline, state=state)
+    system = System(bench_of(load_pipeline(base), None, {}), open_judge(evaluator))
+    sets = [part for part in lone_prompt_sets(count, count, seed, "dev") if part.name != SOFT]
+    try_all(runs, system, sets, concept_set(1), seed, options, grid, selection)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Beside it the control: base models on loose captions -> strengths; the rest of i
 """
 
 import json
-from dataclasses import replace
 
 from papers.implicit_negatives.options import UCE, Scale
 from papers.implicit_negatives.runs import BASE
@@ -175,20 +174,17 @@ if settings.prompts:
     if settings.control:
 
         control = settings.control
-        CONDITIONER = T2I["conditioner"].format(seed=settings.system_seed)
-        SCENES = replace(testbed.scenes, diffusion_scenes=control.scenes)
-        DIFFUSION = json.dumps(plain(testbed.diffusion))
+        TRAINING = json.dumps(plain(control.training))
         UNLEARN = json.dumps({name: plain(options) for name, options in control.unlearn.items()})
 
         rule tune_loose:
             message: "Training the control's base model of the tuning seed, and trying strengths"
             input:
-                conditioner=CONDITIONER,
+                pipeline=PIPELINE,
                 evaluator=EVALUATOR,
             output:
                 grid=f"{R}/loose/grid.parquet",
                 selection=f"{R}/loose/selection.json",
-                sheet=f"{R}/loose/tuning-sheet.png",
                 record=f"{R}/records/tune-loose.json",
             params:
                 code=paper.stage("papers.implicit_negatives.tune_loose")["code"],
@@ -196,11 +192,10 @@ if settings.prompts:
                 arguments=lambda wildcards: paper.stage(
                     "papers.implicit_negatives.tune_loose",
                     control.captions,
-                    SCENES,
-                    settings.guidance,
+                    settings.control_guidance_of(settings.tuning_seed),
                     seed=str(settings.tuning_seed),
                     count=str(control.prompts.dev_prompts),
-                    diffusion=DIFFUSION,
+                    training=TRAINING,
                 )["arguments"],
                 runs=" ".join(settings.candidates),
                 state=f"{R}/state/tune-loose",
@@ -209,33 +204,31 @@ if settings.prompts:
             cache: True
             shell:
                 "python -m papers.implicit_negatives.tune_loose {params.arguments} --runs {params.runs}"
-                " --conditioner {input.conditioner} --evaluator {input.evaluator} --grid {output.grid}"
-                " --selection {output.selection} --sheet {output.sheet} --state {params.state}"
+                " --pipeline {input.pipeline} --evaluator {input.evaluator} --grid {output.grid}"
+                " --selection {output.selection} --state {params.state}"
                 " --record {output.record} &> {log}"
 
         rule sample_loose:
             message: "Training the control's models, inverting and sampling, seed {wildcards.seed}"
             input:
-                conditioner=CONDITIONER,
+                pipeline=PIPELINE,
                 evaluator=EVALUATOR,
                 selection=f"{R}/loose/selection.json",
             output:
                 **SAMPLED_LOOSE,
-                sheet=f"{R}/loose/seed{{seed}}-sheet.png",
                 record=f"{R}/records/sample-loose-seed{{seed}}.json",
             params:
                 code=paper.stage("papers.implicit_negatives.sample_loose")["code"],
                 arguments=lambda wildcards: paper.stage(
                     "papers.implicit_negatives.sample_loose",
                     control.captions,
-                    SCENES,
                     settings.control_guidance_of(int(wildcards.seed)),
                     settings.inversion,
                     control.uce,
                     seed=wildcards.seed,
                     count=str(control.prompts.other_prompts),
                     attacks=str(control.prompts.attack_prompts),
-                    diffusion=DIFFUSION,
+                    training=TRAINING,
                     unlearn=UNLEARN,
                 )["arguments"],
                 seed="{seed}",
@@ -246,9 +239,9 @@ if settings.prompts:
             cache: True
             shell:
                 "python -m papers.implicit_negatives.sample_loose {params.arguments} --runs {params.runs}"
-                " --conditioner {input.conditioner} --evaluator {input.evaluator} --selection {input.selection}"
+                " --pipeline {input.pipeline} --evaluator {input.evaluator} --selection {input.selection}"
                 " --values {output.values} --totals {output.totals} --pictures {output.pictures}"
-                " --sheet {output.sheet} --state {params.state} --record {output.record} &> {log}"
+                " --state {params.state} --record {output.record} &> {log}"
 
 else:
 
