@@ -1,8 +1,8 @@
 """Evaluate: collect the measurements of every run into the tables of results.
 
 Methods are runs by name (see ``papers.implicit_negatives.runs``), settings the sets of prompts; on the control's base
-models a setting is ``<set>, loose captions``. ``wall_seconds`` is the time of a run on all prompts of a seed, ``cost``
-the evaluations of the denoiser per image.
+models a setting is ``<set>, loose captions``, and of the gates ``<set>, development prompts``. ``wall_seconds`` is the
+time of a run on all prompts of a seed, ``cost`` the evaluations of the denoiser per image.
 
 ``dsr``
     defence success rate, the share of images without the unsafe concept
@@ -27,7 +27,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from papers.implicit_negatives.options import ATTACK, CONCEPT, SAFE, with_loose_captions
+from papers.implicit_negatives.options import ATTACK, CONCEPT, SAFE, on_development, with_loose_captions
 from papers.implicit_negatives.runs import BASE, parse_run
 from shared.results import metrics_table, write_metrics, write_units
 from shared.stage import Input, Output, run
@@ -52,21 +52,29 @@ def evaluate(
     loose_values: tuple[Input, ...],
     loose_totals: tuple[Input, ...],
     loose_seeds: tuple[int, ...],
+    gate_values: tuple[Input, ...],
+    gate_totals: tuple[Input, ...],
     metrics: Output,
     units: Output,
 ) -> None:
     """Write the metrics and units tables.
 
     ``seeds`` are those of the tables in ``values`` and ``totals``, ``loss_seeds`` those of ``losses``, in their order;
-    ``loose_values``, ``loose_totals`` and ``loose_seeds`` are the control's.
+    ``loose_values``, ``loose_totals`` and ``loose_seeds`` are the control's, ``gate_values`` and ``gate_totals`` the
+    gates', of ``loss_seeds``.
     """
     long, means = measured(values, totals, seeds)
     units_rows, rows = [long], [means, fronts(means)]
     if losses:
         rows.append(of_inversion(_of_seeds(losses, loss_seeds)))
-    if loose_values:
-        for table, found in zip((units_rows, rows), measured(loose_values, loose_totals, loose_seeds), strict=True):
-            table.append(found.assign(setting=found["setting"].map(with_loose_captions)))
+    others = (
+        (loose_values, loose_totals, loose_seeds, with_loose_captions),
+        (gate_values, gate_totals, loss_seeds, on_development),
+    )
+    for other_values, other_totals, other_seeds, renamed in others:
+        if other_values:
+            for table, found in zip((units_rows, rows), measured(other_values, other_totals, other_seeds), strict=True):
+                table.append(found.assign(setting=found["setting"].map(renamed)))
     label = {"paper": paper, "scale": scale}
     write_metrics(metrics, metrics_table(pd.concat(rows, ignore_index=True).assign(**label)))
     tested = pd.concat(units_rows, ignore_index=True)

@@ -23,6 +23,11 @@ def with_loose_captions(setting: str) -> str:
     return f"{setting}, loose captions"
 
 
+def on_development(setting: str) -> str:
+    """The setting of what models draw on development prompts, which tells whether defences can be tested on them."""
+    return f"{setting}, development prompts"
+
+
 @dataclass(frozen=True)
 class PromptOptions:
     """Sizes of the testbed's sets of prompts."""
@@ -178,6 +183,8 @@ class Scale:
     """Seed of the testbed's text-to-image system."""
     prompts: PromptOptions | None = None
     """The testbed's prompts; or else ``hub``."""
+    gate_prompts: int = 0
+    """With ``prompts``: development prompts of a kind, in every seed, on which models are looked at."""
     uce: UceOptions | None = None
     """With ``prompts``: unlearning in closed form."""
     unlearn: dict[str, UnlearnOptions] | None = None
@@ -194,6 +201,8 @@ class Scale:
             raise ValueError("prompts, hub: exactly one of them must be given")
         if self.control and self.hub:
             raise ValueError("control: its base models are the testbed's, not the hub's")
+        if (self.prompts is None) != (self.gate_prompts == 0):
+            raise ValueError("gate_prompts: goes with prompts, and needs at least 2 of a kind")
         if (self.prompts is None) != (self.uce is None):
             raise ValueError("uce: goes with prompts; unlearned models of the hub come as adapters")
         if set(self.grid) != set(STRENGTHS) or len({len(strengths) for strengths in self.grid.values()}) > 1:

@@ -4,6 +4,7 @@ Beside it the control: base models on loose captions -> strengths; the rest of i
 """
 
 import json
+from dataclasses import replace
 
 from papers.implicit_negatives.options import UCE, Scale
 from papers.implicit_negatives.runs import BASE
@@ -23,6 +24,7 @@ RECORDS = [
     f"{R}/records/tune.json",
     *[f"{R}/records/unlearn-{model}-seed{seed}.json" for model in TRAINED for seed in settings.seeds],
     *[f"{R}/records/invert-seed{seed}.json" for seed in INVERTED],
+    *[f"{R}/records/gates-seed{seed}.json" for seed in INVERTED],
     *[f"{R}/records/sample-{group}-seed{seed}.json" for group, seed in JOBS],
     *[f"{R}/records/tune-loose.json" for _ in LOOSE[:1]],
     *[f"{R}/records/sample-loose-seed{seed}.json" for seed in LOOSE],
@@ -135,6 +137,38 @@ if settings.prompts:
             "python -m papers.implicit_negatives.invert {params.arguments} --pipeline {input.pipeline}"
             " --unlearned {input.unlearned} --models {params.models} --words {output.words} --curves {output.curves}"
             " --losses {output.losses} --record {output.record} &> {log}"
+
+    rule gates:
+        message: "Looking at every model, seed {wildcards.seed}"
+        input:
+            pipeline=PIPELINE,
+            evaluator=EVALUATOR,
+            unlearned=ADAPTERS,
+            inverted=f"{R}/inversion/words-seed{{seed}}.safetensors",
+            selection=f"{R}/tuning/selection.json",
+        output:
+            values=f"{R}/gates/seed{{seed}}.parquet",
+            totals=f"{R}/gates/seed{{seed}}-totals.parquet",
+            record=f"{R}/records/gates-seed{{seed}}.json",
+        params:
+            code=paper.stage("papers.implicit_negatives.gates")["code"],
+            arguments=lambda wildcards: paper.stage(
+                "papers.implicit_negatives.gates",
+                replace(settings.guidance, pictures_per_set=0),
+                settings.uce,
+                seed=wildcards.seed,
+                count=str(settings.gate_prompts),
+            )["arguments"],
+            seed="{seed}",
+            models=" ".join(settings.models),
+        log:
+            f"{L}/gates-seed{{seed}}.log",
+        cache: True
+        shell:
+            "python -m papers.implicit_negatives.gates {params.arguments} --pipeline {input.pipeline}"
+            " --evaluator {input.evaluator} --unlearned {input.unlearned} --models {params.models}"
+            " --inverted {input.inverted} --selection {input.selection} --values {output.values}"
+            " --totals {output.totals} --record {output.record} &> {log}"
 
     rule sample:
         message: "Sampling {wildcards.group}, seed {wildcards.seed}"
@@ -305,6 +339,8 @@ rule evaluate:
         losses=[f"{R}/inversion/losses-seed{seed}.parquet" for seed in INVERTED],
         loose_values=sampled_loose("values"),
         loose_totals=sampled_loose("totals"),
+        gate_values=[f"{R}/gates/seed{seed}.parquet" for seed in INVERTED],
+        gate_totals=[f"{R}/gates/seed{seed}-totals.parquet" for seed in INVERTED],
     output:
         metrics=f"{R}/metrics.parquet",
         units=f"{R}/units.parquet",
@@ -321,6 +357,7 @@ rule evaluate:
         "python -m papers.implicit_negatives.evaluate {params.arguments} --values {input.values}"
         " --totals {input.totals} --seeds {params.seeds} --losses {input.losses} --loss-seeds {params.loss_seeds}"
         " --loose-values {input.loose_values} --loose-totals {input.loose_totals} --loose-seeds {params.loose_seeds}"
+        " --gate-values {input.gate_values} --gate-totals {input.gate_totals}"
         " --metrics {output.metrics} --units {output.units} --record {output.record} &> {log}"
 
 

@@ -98,7 +98,11 @@ def test_fronts_hold_all_strengths_and_the_unguided_model():
         ({"groups": {"all": ("none", "none@spm")}}, "no model 'spm'"),
         ({"groups": {"all": ("none", "sld/implicit-spm")}}, "groups: run 'sld/implicit-spm': no model 'spm'"),
         ({"prompts": None, "hub": settings_of("paper").hub}, "control: its base models are the testbed's"),
-        ({"prompts": None, "hub": settings_of("paper").hub, "control": None}, "uce: goes with prompts"),
+        ({"prompts": None, "hub": settings_of("paper").hub, "control": None}, "gate_prompts: goes with prompts"),
+        (
+            {"prompts": None, "gate_prompts": 0, "hub": settings_of("paper").hub, "control": None},
+            "uce: goes with prompts",
+        ),
     ],
 )
 def test_inconsistent_scales_are_refused(change, complaint):

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from safety_cases import tiny_pipeline
 
+from papers.implicit_negatives.gates import gate_runs, gates
 from papers.implicit_negatives.invert import embedding_of, invert, invert_on, loss_of, noise_predictor
 from papers.implicit_negatives.measurement import System, sample_run
 from papers.implicit_negatives.negatives import in_words, learned, mean_of, negative_of, random_word
@@ -242,6 +243,25 @@ def test_sampling_measures_every_image(files, tmp_path):
     assert set(pictures) == {"none", "np/implicit@uce"} and pictures["none"].shape == (len(SETS), 3, 12, 12)
     sample(GUIDANCE, UCE, **arguments, values=tmp_path / "again", pictures=tmp_path / "pictures_again")
     assert (tmp_path / "again").read_bytes() == (tmp_path / "values").read_bytes()
+
+
+def test_gates_look_at_every_model_on_development_prompts(files, tmp_path):
+    (tmp_path / "selection").write_text('{"np": 1.0}')
+    gates(
+        GUIDANCE, UCE, seed=0, count=2, **systems(files), evaluator=files / "evaluator", inverted=files / "words",
+        selection=tmp_path / "selection", values=tmp_path / "values", totals=tmp_path / "totals",
+    )  # fmt: skip
+    counts = read_table(tmp_path / "values").groupby(["run", "set"]).size()
+    assert (
+        set(read_table(tmp_path / "totals")["run"]) == set(gate_runs(MODELS)) == set(counts.index.get_level_values(0))
+    )
+    for model in MODELS:
+        suffix = "" if model == "base" else f"@{model}"
+        assert counts[f"none{suffix}"].to_dict() == {"attack": 2, "safe": 2}
+        assert (
+            counts[f"prompt/implicit{suffix}"].to_dict() == counts[f"prompt/explicit{suffix}"].to_dict() == {CONCEPT: 2}
+        )
+    assert counts["np/explicit"].to_dict() == {"attack": 2, "safe": 2}
 
 
 def test_prompts_attack_by_names_that_defences_do_not_know():

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from papers.implicit_negatives import figures
 from papers.implicit_negatives.evaluate import TRADE_OFF, evaluate
+from papers.implicit_negatives.gates import gate_runs
 from papers.implicit_negatives.options import CONCEPT, SETS, Scale
 from papers.implicit_negatives.runs import parse_run
 from shared.claims import decide, read_paper
@@ -30,6 +31,7 @@ def files(tmp_path_factory):
     for seed in SEEDS:
         write_samples(folder, "", seed, settings.runs, rng)
         write_samples(folder, "loose_", seed, map(parse_run, settings.control.runs), rng)
+        write_samples(folder, "gate_", seed, map(parse_run, gate_runs(settings.models)), rng)
         curves = [
             pd.DataFrame({"model": model, "kind": kind, "step": range(20), "loss": rng.random(20) + 0.1})
             for model in settings.models
@@ -46,7 +48,7 @@ def files(tmp_path_factory):
     write_table(folder / "grid", pd.DataFrame(grid))
     pictures = {run.name: torch.zeros(8, 3, 12, 12, dtype=torch.uint8) for run in settings.runs if run.shown}
     save_file(pictures, folder / "pictures")
-    tables = paths(folder, "values", "totals", "losses", "loose_values", "loose_totals")
+    tables = paths(folder, "values", "totals", "losses", "loose_values", "loose_totals", "gate_values", "gate_totals")
     evaluate(
         paper="implicit_negatives", scale="small", **tables, seeds=SEEDS, loss_seeds=SEEDS, loose_seeds=SEEDS,
         metrics=folder / "metrics", units=folder / "units",
@@ -107,14 +109,14 @@ def test_the_control_is_a_setting_of_its_own(files):
     assert not any("loose" in setting for setting in metrics[metrics["metric"] == "front"]["setting"])
 
 
-def test_tables_are_written_without_the_control(files, tmp_path):
+def test_tables_are_written_without_the_control_and_gates(files, tmp_path):
     evaluate(
         paper="implicit_negatives", scale="small", **paths(files, "values", "totals", "losses"), seeds=SEEDS,
-        loss_seeds=SEEDS, loose_values=(), loose_totals=(), loose_seeds=(), metrics=tmp_path / "metrics",
-        units=tmp_path / "units",
+        loss_seeds=SEEDS, loose_values=(), loose_totals=(), loose_seeds=(), gate_values=(), gate_totals=(),
+        metrics=tmp_path / "metrics", units=tmp_path / "units",
     )  # fmt: skip
     whole = read_metrics(files / "metrics")
-    rest = whole[~whole["setting"].str.endswith("loose captions")].reset_index(drop=True)
+    rest = whole[~whole["setting"].str.endswith(("loose captions", "development prompts"))].reset_index(drop=True)
     pd.testing.assert_frame_equal(read_metrics(tmp_path / "metrics"), rest)
 
 
