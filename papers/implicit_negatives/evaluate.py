@@ -36,8 +36,8 @@ from shared.tables import read_table
 
 TRADE_OFF = "trade-off"
 FRONTS = {"front": "dsr", "safe_front": "success"}
-TESTED = ("dsr", "crisp", "intact", "success", "similarity")
-"""Claims are tested on these, prompt by prompt."""
+TESTED = ("dsr", "crisp", "intact", "success")
+"""Claims are tested on these, prompt by prompt; and on the similarity of harmless images."""
 
 
 def evaluate(
@@ -78,7 +78,8 @@ def evaluate(
     label = {"paper": paper, "scale": scale}
     write_metrics(metrics, metrics_table(pd.concat(rows, ignore_index=True).assign(**label)))
     tested = pd.concat(units_rows, ignore_index=True)
-    write_units(units, tested[tested["metric"].isin(TESTED)].assign(**label))
+    harmless = (tested["metric"] == "similarity") & (tested["setting"] == SAFE)
+    write_units(units, tested[tested["metric"].isin(TESTED) | harmless].assign(**label))
 
 
 def measured(
