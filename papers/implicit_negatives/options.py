@@ -184,7 +184,7 @@ class Scale:
     prompts: PromptOptions | None = None
     """The testbed's prompts; or else ``hub``."""
     gate_prompts: int = 0
-    """With ``prompts``: development prompts of a kind, in every seed, on which models are looked at."""
+    """With ``prompts``: development prompts of a kind, in every seed, on which models are looked at; an even number."""
     uce: UceOptions | None = None
     """With ``prompts``: unlearning in closed form."""
     unlearn: dict[str, UnlearnOptions] | None = None
@@ -202,7 +202,9 @@ class Scale:
         if self.control and self.hub:
             raise ValueError("control: its base models are the testbed's, not the hub's")
         if (self.prompts is None) != (self.gate_prompts == 0):
-            raise ValueError("gate_prompts: goes with prompts, and needs at least 2 of a kind")
+            raise ValueError("gate_prompts: goes with prompts")
+        if self.gate_prompts < 0 or self.gate_prompts % 2:
+            raise ValueError(f"gate_prompts: need an even number, got {self.gate_prompts}")
         if (self.prompts is None) != (self.uce is None):
             raise ValueError("uce: goes with prompts; unlearned models of the hub come as adapters")
         if set(self.grid) != set(STRENGTHS) or len({len(strengths) for strengths in self.grid.values()}) > 1:

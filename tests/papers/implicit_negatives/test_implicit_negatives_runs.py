@@ -92,6 +92,7 @@ def test_fronts_hold_all_strengths_and_the_unguided_model():
     ("change", "complaint"),
     [
         ({"tuning_seed": 0}, "tuning_seed"),
+        ({"gate_prompts": 5}, "gate_prompts: need an even number, got 5"),
         ({"prompts": None}, "exactly one"),
         ({"grid": {"np": (1.0,)}}, "as many strengths"),
         ({"groups": {"all": ("sld/explicit",)}}, "need none"),
