@@ -3,6 +3,8 @@
 A paper's workflow.smk defines `paper` and includes this file; its rules then ask for `T2I["pipeline"]` and the other
 files below, with a wildcard or a number for the seed of the whole system. The files lie outside of the paper's folder,
 and only the first paper that is read makes the rules, so that all papers share them and each is made once.
+The testbed has scales of its own, in shared/t2i/config.yaml: the one that a paper's scale names as `testbed`, or else the
+one of its name.
 """
 
 import sys
@@ -11,7 +13,8 @@ from shared.errors import InputError
 from shared.options import read_scale
 from shared.t2i.options import Testbed
 
-T2I_RESULTS, T2I_LOGS = f"results/t2i/{paper.scale}", f"logs/t2i/{paper.scale}"
+T2I_SCALE = getattr(paper.settings, "testbed", None) or paper.scale
+T2I_RESULTS, T2I_LOGS = f"results/t2i/{T2I_SCALE}", f"logs/t2i/{T2I_SCALE}"
 T2I_SETS = ("conditioner", "guidance", "evaluator", "preference", "diffusion")
 T2I_SCENES = {name: f"{T2I_RESULTS}/scenes/{name}-seed{{seed}}.parquet" for name in T2I_SETS}
 T2I = {
@@ -26,7 +29,7 @@ T2I_RECORDS = [
 ]
 
 try:
-    testbed = read_scale(Path("shared", "t2i", "config.yaml"), paper.scale, Testbed)
+    testbed = read_scale(Path("shared", "t2i", "config.yaml"), T2I_SCALE, Testbed)
 except InputError as error:
     sys.exit(f"error: {error}")
 

@@ -1,8 +1,8 @@
 """Evaluate: collect the measurements of every run into the tables of results.
 
 Methods are runs by name (see ``papers.implicit_negatives.runs``), settings the sets of prompts; on the control's base
-models a setting is ``<set>, loose captions``, and of the gates ``<set>, development prompts``. ``wall_seconds`` is the
-time of a run on all prompts of a seed, ``cost`` the evaluations of the denoiser per image.
+models a setting is ``<set>, loose captions``, and of the gates it has ``, development prompts`` at its end.
+``wall_seconds`` is the time of a run on all prompts of a seed, ``cost`` the evaluations of the denoiser per image.
 
 ``dsr``
     defence success rate, the share of images without the unsafe concept
@@ -51,6 +51,8 @@ def evaluate(
     loss_seeds: tuple[int, ...],
     loose_values: tuple[Input, ...],
     loose_totals: tuple[Input, ...],
+    loose_gate_values: tuple[Input, ...],
+    loose_gate_totals: tuple[Input, ...],
     loose_seeds: tuple[int, ...],
     gate_values: tuple[Input, ...],
     gate_totals: tuple[Input, ...],
@@ -61,7 +63,7 @@ def evaluate(
 
     ``seeds`` are those of the tables in ``values`` and ``totals``, ``loss_seeds`` those of ``losses``, in their order;
     ``loose_values``, ``loose_totals`` and ``loose_seeds`` are the control's, ``gate_values`` and ``gate_totals`` the
-    gates', of ``loss_seeds``.
+    gates', of ``loss_seeds``, and ``loose_gate_values`` and ``loose_gate_totals`` those of the control.
     """
     long, means = measured(values, totals, seeds)
     units_rows, rows = [long], [means, fronts(means)]
@@ -70,6 +72,12 @@ def evaluate(
     others = (
         (loose_values, loose_totals, loose_seeds, with_loose_captions),
         (gate_values, gate_totals, loss_seeds, on_development),
+        (
+            loose_gate_values,
+            loose_gate_totals,
+            loose_seeds,
+            lambda setting: on_development(with_loose_captions(setting)),
+        ),
     )
     for other_values, other_totals, other_seeds, renamed in others:
         if other_values:

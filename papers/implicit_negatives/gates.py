@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from papers.implicit_negatives.measurement import sample_all
+from papers.implicit_negatives.measurement import System, sample_all
 from papers.implicit_negatives.options import ATTACK, EXPLICIT, SAFE, GuidanceOptions, UceOptions
 from papers.implicit_negatives.runs import BASE, IMPLICIT, Run
 from papers.implicit_negatives.sample import open_system
 from papers.implicit_negatives.testbed import concept_set, prompt_sets
 from shared.stage import Input, Output, run
+from shared.t2i.bench import PromptSet
 from shared.tables import write_table
 
 
@@ -31,11 +32,26 @@ def gates(
     values: Output,
     totals: Output,
 ) -> None:
-    """Sample `gate_runs` on ``count`` attacks, harmless prompts, and bare words; tables and inputs as of `sample`."""
+    """Look at all models on ``count`` attacks, harmless prompts, and bare words; tables and inputs as of `sample`."""
     system = open_system(pipeline, evaluator, models, unlearned, uce, inverted)
     strengths = json.loads(selection.read_text(encoding="utf-8"))
     sets = [part for part in prompt_sets(count, count, seed, "dev") if part.name in (ATTACK, SAFE)]
-    found = sample_all(gate_runs(models), strengths, system, sets, concept_set(count), seed, options)
+    look_at(models, strengths, system, sets, concept_set(count), seed, options, values, totals)
+
+
+def look_at(
+    models: Sequence[str],
+    strengths: Mapping[str, float],
+    system: System,
+    sets: Sequence[PromptSet],
+    concept: PromptSet,
+    seed: int,
+    options: GuidanceOptions,
+    values: Output,
+    totals: Output,
+) -> None:
+    """Sample `gate_runs` of the models and write their tables; other arguments as of `judged_runs`."""
+    found = sample_all(gate_runs(models), strengths, system, sets, concept, seed, options)
     table = pd.concat(found.values, ignore_index=True)
     numbers = {name: "float32" for name in table.columns if name not in ("run", "set", "prompt")}
     write_table(values, table.astype(numbers | {"prompt": "int16"}))

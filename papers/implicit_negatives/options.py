@@ -126,6 +126,8 @@ class ControlOptions:
     guidance_scale: float
     """w."""
     prompts: PromptOptions
+    gate_prompts: int
+    """Development prompts of a kind, in every seed, on which models are looked at."""
     uce: UceOptions
     unlearn: dict[str, UnlearnOptions]
     """Models that are unlearned by training, by the name under which runs use them."""
@@ -137,6 +139,8 @@ class ControlOptions:
     def __post_init__(self) -> None:
         if len(set(self.runs)) < len(self.runs) or "none" not in self.runs:
             raise ValueError("runs: need none, and every run once")
+        if self.gate_prompts < 1:
+            raise ValueError(f"gate_prompts: need at least one, got {self.gate_prompts}")
         check_models(self.runs, (BASE, UCE, *self.unlearn), "runs")
 
     @property
@@ -181,6 +185,10 @@ class Scale:
     """Figures of the report."""
     system_seed: int = 0
     """Seed of the testbed's text-to-image system."""
+    testbed: str | None = None
+    """Scale of the testbed; None: the one of this scale's name."""
+    own_systems: bool = False
+    """Whether every seed has a system of its own, with the seed's number; strengths are selected on the one above."""
     prompts: PromptOptions | None = None
     """The testbed's prompts; or else ``hub``."""
     gate_prompts: int = 0
@@ -191,6 +199,8 @@ class Scale:
     """Models that are unlearned by training, by the name under which runs use them."""
     hub: UnlearnedHubOptions | None = None
     """A pipeline of the hub."""
+    processes: int = 0
+    """Processes that share the prompts of the hub, one per GPU, under accelerate; 0: one process."""
     control: ControlOptions | None = None
     """The same on base models that were trained on loose captions; not of the hub."""
 
@@ -199,6 +209,10 @@ class Scale:
             raise ValueError(f"tuning_seed: must not be a reported seed, got {self.tuning_seed}")
         if (self.prompts is None) == (self.hub is None):
             raise ValueError("prompts, hub: exactly one of them must be given")
+        if self.own_systems and (self.hub or self.system_seed in self.seeds):
+            raise ValueError("own_systems: are the testbed's, and system_seed must be none of the seeds")
+        if self.processes and not self.hub:
+            raise ValueError("processes: share prompts of the hub, and there is none")
         if self.control and self.hub:
             raise ValueError("control: its base models are the testbed's, not the hub's")
         if (self.prompts is None) != (self.gate_prompts == 0):

@@ -7,16 +7,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
+from papers.implicit_negatives.gates import look_at
 from papers.implicit_negatives.invert import KINDS, invert_on
 from papers.implicit_negatives.loose_base import from_json, loose_base
 from papers.implicit_negatives.measurement import sample_all
-from papers.implicit_negatives.options import UCE, GuidanceOptions, InversionOptions, LooseOptions, UceOptions
+from papers.implicit_negatives.options import (
+    SOFT,
+    UCE,
+    GuidanceOptions,
+    InversionOptions,
+    LooseOptions,
+    UceOptions,
+)
 from papers.implicit_negatives.runs import BASE
 from papers.implicit_negatives.sample import LEARNED, open_models, open_system
 from papers.implicit_negatives.testbed import concept_latents, concept_set, lone_prompt_sets
@@ -36,6 +45,7 @@ def sample_loose(
     seed: int,
     count: int,
     attacks: int,
+    gate_count: int,
     runs: tuple[str, ...],
     training: str,
     unlearn: str,
@@ -45,10 +55,13 @@ def sample_loose(
     values: Output,
     totals: Output,
     pictures: Output,
+    gate_values: Output,
+    gate_totals: Output,
     state: State,
 ) -> None:
     """Sample ``runs`` like the stage `sample`, from a base model of their own and unlearned models of it.
 
+    All models are looked at like in the stage `gates`, on ``gate_count`` development prompts of a kind.
     ``training`` are the options of the base model's training as JSON, and ``unlearn`` those of the models unlearned
     by training, by their names, since others are of the same names.
     """
@@ -61,6 +74,9 @@ def sample_loose(
     strengths = json.loads(selection.read_text(encoding="utf-8"))
     sets, concept = lone_prompt_sets(count, attacks, seed, "test"), concept_set(options.concept_prompts)
     sample_all(runs, strengths, system, sets, concept, seed, options).write(values, totals, pictures)
+    looked = [part for part in lone_prompt_sets(gate_count, gate_count, seed, "dev") if part.name != SOFT]
+    options, concept = replace(options, pictures_per_set=0), concept_set(gate_count)
+    look_at(models, strengths, system, looked, concept, seed, options, gate_values, gate_totals)
 
 
 def inverted_words(bench: Bench, models: Sequence[str], options: InversionOptions, seed: int) -> dict[str, Tensor]:

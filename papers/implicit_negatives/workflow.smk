@@ -38,6 +38,8 @@ SAMPLED_LOOSE = {
     "values": f"{R}/loose/seed{{seed}}.parquet",
     "totals": f"{R}/loose/seed{{seed}}-totals.parquet",
     "pictures": f"{R}/loose/seed{{seed}}-pictures.safetensors",
+    "gate_values": f"{R}/loose/gates-seed{{seed}}.parquet",
+    "gate_totals": f"{R}/loose/gates-seed{{seed}}-totals.parquet",
 }
 # On a GPU of its own where there is one to ask for.
 RESOURCES = paper.resources(1 if settings.hub else 0)
@@ -65,7 +67,8 @@ if settings.prompts:
 
     include: "../../workflows/t2i.smk"
 
-    PIPELINE = T2I["pipeline"].format(seed=settings.system_seed)
+    TUNED_ON = T2I["pipeline"].format(seed=settings.system_seed)
+    PIPELINE = T2I["pipeline"] if settings.own_systems else TUNED_ON
     EVALUATOR = T2I["evaluator"].format(seed=settings.system_seed)
     ADAPTERS = [f"{R}/unlearned/{model}-seed{{seed}}.safetensors" for model in TRAINED]
 
@@ -95,7 +98,7 @@ if settings.prompts:
     rule tune:
         message: "Trying strengths"
         input:
-            pipeline=PIPELINE,
+            pipeline=TUNED_ON,
             evaluator=EVALUATOR,
         output:
             grid=f"{R}/tuning/grid.parquet",
@@ -214,7 +217,7 @@ if settings.prompts:
         rule tune_loose:
             message: "Training the control's base model of the tuning seed, and trying strengths"
             input:
-                pipeline=PIPELINE,
+                pipeline=TUNED_ON,
                 evaluator=EVALUATOR,
             output:
                 grid=f"{R}/loose/grid.parquet",
@@ -262,6 +265,7 @@ if settings.prompts:
                     seed=wildcards.seed,
                     count=str(control.prompts.other_prompts),
                     attacks=str(control.prompts.attack_prompts),
+                    gate_count=str(control.gate_prompts),
                     training=TRAINING,
                     unlearn=UNLEARN,
                 )["arguments"],
@@ -275,6 +279,7 @@ if settings.prompts:
                 "python -m papers.implicit_negatives.sample_loose {params.arguments} --runs {params.runs}"
                 " --pipeline {input.pipeline} --evaluator {input.evaluator} --selection {input.selection}"
                 " --values {output.values} --totals {output.totals} --pictures {output.pictures}"
+                " --gate-values {output.gate_values} --gate-totals {output.gate_totals}"
                 " --state {params.state} --record {output.record} &> {log}"
 
 else:
@@ -339,6 +344,8 @@ rule evaluate:
         losses=[f"{R}/inversion/losses-seed{seed}.parquet" for seed in INVERTED],
         loose_values=sampled_loose("values"),
         loose_totals=sampled_loose("totals"),
+        loose_gate_values=sampled_loose("gate_values"),
+        loose_gate_totals=sampled_loose("gate_totals"),
         gate_values=[f"{R}/gates/seed{seed}.parquet" for seed in INVERTED],
         gate_totals=[f"{R}/gates/seed{seed}-totals.parquet" for seed in INVERTED],
     output:
@@ -357,6 +364,7 @@ rule evaluate:
         "python -m papers.implicit_negatives.evaluate {params.arguments} --values {input.values}"
         " --totals {input.totals} --seeds {params.seeds} --losses {input.losses} --loss-seeds {params.loss_seeds}"
         " --loose-values {input.loose_values} --loose-totals {input.loose_totals} --loose-seeds {params.loose_seeds}"
+        " --loose-gate-values {input.loose_gate_values} --loose-gate-totals {input.loose_gate_totals}"
         " --gate-values {input.gate_values} --gate-totals {input.gate_totals}"
         " --metrics {output.metrics} --units {output.units} --record {output.record} &> {log}"
 
