@@ -41,8 +41,8 @@ SAMPLED_LOOSE = {
     "gate_values": f"{R}/loose/gates-seed{{seed}}.parquet",
     "gate_totals": f"{R}/loose/gates-seed{{seed}}-totals.parquet",
 }
-# On a GPU of its own where there is one to ask for.
-RESOURCES = paper.resources(1 if settings.hub else 0)
+LAUNCH = paper.launcher(settings.processes)
+RESOURCES = paper.resources(settings.processes)
 
 
 def sampled(name):
@@ -298,13 +298,14 @@ else:
                 seed=str(settings.tuning_seed),
             ),
             runs=" ".join(settings.candidates),
+            launch=LAUNCH,
         log:
             f"{L}/tune.log",
         resources:
             **RESOURCES,
         cache: True
         shell:
-            "python -m papers.implicit_negatives.tune_hub {params.arguments} --runs {params.runs} --grid {output.grid}"
+            "{params.launch} papers.implicit_negatives.tune_hub {params.arguments} --runs {params.runs} --grid {output.grid}"
             " --selection {output.selection} --record {output.record} &> {log}"
 
     # Inversion and sampling are one job: a learned embedding is itself an attack, and stays in the job's memory.
@@ -325,13 +326,14 @@ else:
             ),
             runs=runs_of,
             group="{group}",
+            launch=LAUNCH,
         log:
             f"{L}/sample-{{group}}-seed{{seed}}.log",
         resources:
             **RESOURCES,
         cache: True
         shell:
-            "python -m papers.implicit_negatives.sample_hub {params.arguments} --runs {params.runs}"
+            "{params.launch} papers.implicit_negatives.sample_hub {params.arguments} --runs {params.runs}"
             " --selection {input.selection} --values {output.values} --totals {output.totals}"
             " --pictures {output.pictures} --record {output.record} &> {log}"
 

@@ -7,14 +7,11 @@ measurements. Processes of accelerate share the prompts.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from papers.stg.cost import BACKWARD, count_gradients, counted_gradients
@@ -25,18 +22,17 @@ from papers.stg.pipeline import safe_text_embedding
 from papers.stg.runs import Run, parse_run
 from papers.stg.safe_text_guidance import centered_update_window
 from papers.stg.sample import Findings, Judged
-from papers.stg.shares import Share, gather, own_share
-from shared.data_order import chunks, generator_for
+from shared.data_order import generator_for
 from shared.errors import InputError
 from shared.progress import Progress
-from shared.t2i.bench import Bench, Judge, Meter, PromptSet
+from shared.t2i.bench import Bench, Judge, PromptSet
 from shared.t2i.defended_sampling import DIGITS, Sampled, judge_images
 from shared.t2i.guidance import predict_clean_latents
 from shared.t2i.hub import PipelineBench
 from shared.t2i.hub_pipeline import counted_rows
 from shared.t2i.pipeline_hooks import plugged_in
-from shared.t2i.sampling import initial_noise, sample
-from shared.t2i.step_method import NetworkStep, StepMethod, sampler_hooks
+from shared.t2i.prompt_shares import Share, draw_batch, gather_items, gather_measurements, own_share, sample_share
+from shared.t2i.step_method import NetworkStep, StepMethod
 
 METHODS = ("base", "stg")
 
@@ -65,7 +61,7 @@ def sample_pipeline(
             ).images
         return 2 * found - 1, sum(counts)
 
-    return _in_batches(draw, share, options.batch_size)
+    return sample_share(draw, share, options.batch_size)
 
 
 def sample_bench(
@@ -82,49 +78,23 @@ def sample_bench(
         trace: where to append how unsafe the predicted images are, with prompts numbered as in the share.
     """
     run = parse_run(text)
-    bench = network_of(run, bench, options)
+    bench, watched = network_of(run, bench, options), replace(options, **run.options)
 
     def draw(captions: list[str], numbers: list[int], first: int) -> tuple[Tensor, int]:
         plugs = plug_in(run, bench, captions, options)
-        embeddings, meter = (plugs.cond_embedding, plugs.uncond_embedding), Meter(bench.denoise)
-        watched = None if trace is None else watch_predictions(bench, replace(options, **run.options), first, trace)
-        hooks = sampler_hooks(
-            plugs.method, meter, *embeddings, prediction_type=bench.prediction_type, decode=bench.decode
-        )
         with counted_gradients(bench.unet) as rows:
-            images = sample(
-                meter,
-                bench.scheduler,
-                *embeddings,
-                initial_noise=initial_noise(seed, numbers, bench.latent_shape).to(plugs.cond_embedding),
+            images, evaluations = draw_batch(
+                bench,
+                plugs,
+                numbers,
+                seed=seed,
                 num_steps=options.num_steps,
                 guidance_scale=options.guidance_scale,
-                decode=bench.decode,
-                step_callback=watched,
-                **hooks,
+                watch=None if trace is None else watch_predictions(bench, watched, first, trace),
             )
-        return images, meter.evaluations + BACKWARD * sum(rows)
+        return images, evaluations + BACKWARD * sum(rows)
 
-    return _in_batches(draw, share, options.batch_size)
-
-
-def _in_batches(
-    draw: Callable[[list[str], list[int], int], tuple[Tensor, int]], share: Share, batch_size: int
-) -> Sampled:
-    """Images of all prompts of a share, drawn from a batch's captions, their numbers, and the first one's place."""
-    captions, images, evaluations = share.captions, [], 0
-    started, processor = time.perf_counter(), time.process_time()
-    for places in chunks(np.arange(len(captions)), batch_size):
-        found, spent = draw([captions[place] for place in places], share.numbers[places].tolist(), int(places[0]))
-        images.append(found.float().cpu())
-        evaluations += spent
-    count = len(captions)
-    return Sampled(
-        torch.cat(images),
-        evaluations / count,
-        (time.process_time() - processor) / count,
-        time.perf_counter() - started,
-    )
+    return sample_share(draw, share, options.batch_size)
 
 
 @contextmanager
@@ -181,9 +151,10 @@ def judged(
             trace: Trace = []
             sampled = draw(text, bench, share, seed, options, trace if text in options.traced else None)
             values = judge_images(sampled.images, base, share.sets, judge, options.batch_size)
-            found = gather(Judged(text, sampled, values, trace), share)
-            progress.update({"dsr": found.values["dsr"].mean()})
-            yield found
+            sampled, values = gather_measurements(sampled, values, share)
+            numbered = [rows.assign(prompt=share.numbers[rows["prompt"]]) for rows in trace]
+            progress.update({"dsr": values["dsr"].mean()})
+            yield Judged(text, sampled, values, gather_items(numbered))
 
 
 def sample_runs(

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from safety_cases import tiny_pipeline
 
+from papers.implicit_negatives.gates import gate_runs
 from papers.implicit_negatives.loose_base import SCENE_TASKS, loose_base, loose_scenes, train_on
 from papers.implicit_negatives.loose_captions import loose_caption, with_noise
 from papers.implicit_negatives.options import SETS, GuidanceOptions, InversionOptions, LooseOptions, UceOptions
@@ -223,7 +224,8 @@ def test_one_job_trains_unlearns_inverts_and_samples(networks, base, tmp_path):
     arguments = dict(
         seed=3, count=1, attacks=2, runs=runs, training=as_json(TRAINING),
         unlearn=json.dumps({name: plain(options) for name, options in UNLEARN.items()}), **networks,
-        selection=tmp_path / "selection", totals=tmp_path / "totals", pictures=tmp_path / "pictures",
+        selection=tmp_path / "selection", totals=tmp_path / "totals", pictures=tmp_path / "pictures", gate_count=2,
+        gate_values=tmp_path / "gate-values", gate_totals=tmp_path / "gate-totals",
     )  # fmt: skip
     options = (LOOSE, GUIDANCE, INVERSION, UceOptions(erase_weight=1.0))
     sample_loose(*options, **arguments, values=tmp_path / "values", state=base)
@@ -233,6 +235,12 @@ def test_one_job_trains_unlearns_inverts_and_samples(networks, base, tmp_path):
     assert list(values["run"].unique()) == list(runs)
     assert values[values["run"] == "none@uce"].groupby("set").size().to_dict() == dict.fromkeys(SETS, 1) | {"attack": 2}
     assert (values[values["run"] == "none"]["similarity"] == 1).all()
+    looked = read_table(tmp_path / "gate-values")
+    names = set(gate_runs(("base", "uce", "esd")))
+    assert set(looked["run"]) == names == set(read_table(tmp_path / "gate-totals")["run"])
+    counts = {run: rows.groupby("set").size().to_dict() for run, rows in looked.groupby("run")}
+    assert counts["none@esd"] == {"attack": 2, "explicit": 2, "safe": 2}
+    assert counts["prompt/implicit@uce"] == {"concept": 2}
     images = load_file(tmp_path / "pictures")
     assert not torch.equal(images["none"], images["none@uce"]) and not torch.equal(images["none"], images["none@esd"])
     learned = load_file(base / "words.safetensors")

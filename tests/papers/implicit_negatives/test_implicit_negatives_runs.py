@@ -100,6 +100,8 @@ def test_fronts_hold_all_strengths_and_the_unguided_model():
         ({"groups": {"all": ("none", "sld/implicit-spm")}}, "groups: run 'sld/implicit-spm': no model 'spm'"),
         ({"prompts": None, "hub": settings_of("paper").hub}, "control: its base models are the testbed's"),
         ({"prompts": None, "hub": settings_of("paper").hub, "control": None}, "gate_prompts: goes with prompts"),
+        ({"processes": 2}, "processes: share prompts of the hub"),
+        ({"own_systems": True}, "own_systems: are the testbed's, and system_seed must be none of the seeds"),
         (
             {"prompts": None, "gate_prompts": 0, "hub": settings_of("paper").hub, "control": None},
             "uce: goes with prompts",
@@ -111,6 +113,11 @@ def test_inconsistent_scales_are_refused(change, complaint):
         replace(settings_of("smoke"), **change)
 
 
+def test_systems_are_as_small_but_for_their_base_models():
+    changed = {"own_systems": True, "testbed": "small"}
+    assert settings_of("systems") == replace(settings_of("small"), **changed)
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -118,6 +125,7 @@ def test_inconsistent_scales_are_refused(change, complaint):
         ({"runs": ("none", "none")}, "every run once"),
         ({"runs": ("none", "none@duo")}, "runs: run 'none@duo': no model 'duo'; there are: base, uce, esd"),
         ({"runs": ("none", "cfg/explicit")}, "unknown method"),
+        ({"gate_prompts": 0}, "gate_prompts: need at least one, got 0"),
     ],
 )
 def test_an_inconsistent_control_is_refused(change, complaint):

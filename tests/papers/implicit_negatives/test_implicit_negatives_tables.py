@@ -32,6 +32,7 @@ def files(tmp_path_factory):
         write_samples(folder, "", seed, settings.runs, rng)
         write_samples(folder, "loose_", seed, map(parse_run, settings.control.runs), rng)
         write_samples(folder, "gate_", seed, map(parse_run, gate_runs(settings.models)), rng)
+        write_samples(folder, "loose_gate_", seed, map(parse_run, gate_runs(settings.control.models)), rng)
         curves = [
             pd.DataFrame({"model": model, "kind": kind, "step": range(20), "loss": rng.random(20) + 0.1})
             for model in settings.models
@@ -48,7 +49,8 @@ def files(tmp_path_factory):
     write_table(folder / "grid", pd.DataFrame(grid))
     pictures = {run.name: torch.zeros(8, 3, 12, 12, dtype=torch.uint8) for run in settings.runs if run.shown}
     save_file(pictures, folder / "pictures")
-    tables = paths(folder, "values", "totals", "losses", "loose_values", "loose_totals", "gate_values", "gate_totals")
+    both = [f"{kind}{name}" for kind in ("", "loose_", "gate_", "loose_gate_") for name in ("values", "totals")]
+    tables = paths(folder, *both, "losses")
     evaluate(
         paper="implicit_negatives", scale="small", **tables, seeds=SEEDS, loss_seeds=SEEDS, loose_seeds=SEEDS,
         metrics=folder / "metrics", units=folder / "units",
@@ -95,16 +97,21 @@ def test_metrics_are_means_over_prompts(files):
     assert all(text.partition("@")[0] in ("concept", "word") or parse_run(text).method == "prompt" for text in bare)
 
 
-def test_the_control_is_a_setting_of_its_own(files):
+@pytest.mark.parametrize(("prefix", "run", "kind"), [
+    ("loose_", "np/implicit@esd", "loose captions"),
+    ("gate_", "none@esd", "development prompts"),
+    ("loose_gate_", "none@esd", "loose captions, development prompts"),
+])  # fmt: skip
+def test_the_control_and_gates_are_settings_of_their_own(files, prefix, run, kind):
     metrics, units = read_metrics(files / "metrics"), read_units(files / "units")
-    written = pd.concat([pd.read_parquet(files / f"loose_values{seed}").assign(seed=seed) for seed in SEEDS])
+    written = pd.concat([pd.read_parquet(files / f"{prefix}values{seed}").assign(seed=seed) for seed in SEEDS])
     for name in ("attack", "safe"):
-        setting = f"{name}, loose captions"
-        rows = written[(written["run"] == "np/implicit@esd") & (written["set"] == name) & (written["seed"] == 2)]
-        chosen = f"method == 'np/implicit@esd' and setting == '{setting}' and metric == 'success' and seed == 2"
+        setting = f"{name}, {kind}"
+        rows = written[(written["run"] == run) & (written["set"] == name) & (written["seed"] == 2)]
+        chosen = f"method == '{run}' and setting == '{setting}' and metric == 'success' and seed == 2"
         found = metrics.query(chosen)
         assert found["value"].item() == pytest.approx(rows["success"].mean())
-        assert found["cost"].item() == 46  # its own, not that of the run of the same name
+        assert found["cost"].item() == 40 + len(prefix)  # its own, not that of the run of the same name
         assert len(units.query(chosen)) == PROMPTS
     assert not any("loose" in setting for setting in metrics[metrics["metric"] == "front"]["setting"])
 
@@ -113,7 +120,7 @@ def test_tables_are_written_without_the_control_and_gates(files, tmp_path):
     evaluate(
         paper="implicit_negatives", scale="small", **paths(files, "values", "totals", "losses"), seeds=SEEDS,
         loss_seeds=SEEDS, loose_values=(), loose_totals=(), loose_seeds=(), gate_values=(), gate_totals=(),
-        metrics=tmp_path / "metrics", units=tmp_path / "units",
+        loose_gate_values=(), loose_gate_totals=(), metrics=tmp_path / "metrics", units=tmp_path / "units",
     )  # fmt: skip
     whole = read_metrics(files / "metrics")
     rest = whole[~whole["setting"].str.endswith(("loose captions", "development prompts"))].reset_index(drop=True)

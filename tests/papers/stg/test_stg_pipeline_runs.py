@@ -21,15 +21,15 @@ from safetensors.torch import save_file
 from safety_cases import tiny_bench, tiny_judge
 
 from papers.stg import hub as stg_hub
-from papers.stg import sample_hub, shares, tune_hub
+from papers.stg import sample_hub, tune_hub
 from papers.stg.measurement import sample_run, summarise_trace
 from papers.stg.options import DefenceOptions, GuidedHubOptions
 from papers.stg.pipeline_runs import judged, sample_bench, sample_pipeline
-from papers.stg.shares import own_share
 from shared.errors import InputError
-from shared.t2i import hub
+from shared.t2i import hub, prompt_shares
 from shared.t2i.bench import Bench, Judge, PromptSet, success
 from shared.t2i.hub import PipelineBench
+from shared.t2i.prompt_shares import own_share
 from shared.tables import read_table
 
 OPTIONS = DefenceOptions(
@@ -161,8 +161,10 @@ def test_processes_share_the_prompts_and_gather_all_measurements(monkeypatch):
     alone = list(judged(runs, bench, sets, tiny_judge(), 0, options))
 
     def as_process(index, gathered):
-        monkeypatch.setattr(shares, "PartialState", lambda: SimpleNamespace(process_index=index, num_processes=2))
-        monkeypatch.setattr(shares, "gather_object", gathered)
+        monkeypatch.setattr(
+            prompt_shares, "PartialState", lambda: SimpleNamespace(process_index=index, num_processes=2)
+        )
+        monkeypatch.setattr(prompt_shares, "gather_object", gathered)
         return list(judged(runs, bench, sets, tiny_judge(), 0, options))
 
     others = []
@@ -179,13 +181,13 @@ def test_processes_share_the_prompts_and_gather_all_measurements(monkeypatch):
 
 
 def test_more_processes_than_prompts_are_refused(monkeypatch):
-    monkeypatch.setattr(shares, "PartialState", lambda: SimpleNamespace(process_index=0, num_processes=4))
+    monkeypatch.setattr(prompt_shares, "PartialState", lambda: SimpleNamespace(process_index=0, num_processes=4))
     with pytest.raises(InputError, match="4 cannot share 3 prompts"):
         own_share(SETS)
 
 
 def test_a_process_may_have_no_prompt_of_a_set(monkeypatch):
-    monkeypatch.setattr(shares, "PartialState", lambda: SimpleNamespace(process_index=1, num_processes=3))
+    monkeypatch.setattr(prompt_shares, "PartialState", lambda: SimpleNamespace(process_index=1, num_processes=3))
     share = own_share(SETS)
     assert [part.name for part in share.sets] == ["attack"] and share.captions == ["thing"]
     assert share.numbers.tolist() == [1] and share.places.tolist() == [1]

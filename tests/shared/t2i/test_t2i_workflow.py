@@ -35,7 +35,11 @@ WORKFLOW = """
 from types import SimpleNamespace
 from workflows.paper import Paper
 
-paper = SimpleNamespace(scale=config["scale"], stage=lambda *options, **values: Paper.stage(None, *options, **values))
+paper = SimpleNamespace(
+    scale=config["scale"],
+    settings=SimpleNamespace(testbed="smoke" if config["scale"] == "large" else None),
+    stage=lambda *options, **values: Paper.stage(None, *options, **values),
+)
 include: "../../workflows/t2i.smk"
 
 rule report:
@@ -72,6 +76,10 @@ def test_papers_share_one_testbed(tmp_path):
     }  # fmt: skip
     assert planned(tmp_path) == Counter([*testbed, "a_report", "b_report", "all"])
     assert planned(tmp_path, "papers/b/report") == Counter([*testbed, "b_report"])
+    # At a scale that names the testbed's scale, instead of having one of its own name.
+    large = planned(tmp_path, "papers/b/report", "--config", "scale=large")
+    assert large == Counter([*testbed, "b_report"])
+    assert planned(tmp_path, "results/t2i/smoke/pipeline/seed0", "--config", "scale=large")["a_t2i_diffusion"] == 1
 
 
 @pytest.mark.parametrize("scale", ["smoke", "small"])
