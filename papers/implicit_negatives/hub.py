@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,11 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from papers.implicit_negatives.options import UnlearnedHubOptions
+from papers.implicit_negatives.options import UCE, UnlearnedHubOptions
 from shared.errors import InputError
 from shared.t2i.bench import Bench
 from shared.t2i.hub import bench_of
@@ -26,12 +29,41 @@ def open_unlearned(options: UnlearnedHubOptions, models: Sequence[str]) -> tuple
     """The pipeline with those of its unlearned models that are asked for, and latents of the concept's images.
 
     Raises:
-        InputError: an adapter or an image that cannot be read.
+        InputError: weights or an image that cannot be read.
     """
     pipeline = open_pipeline(options)
-    unets = {name: adapted_unet(pipeline.unet, options.loras, name) for name in models}
+    bench = bench_of(pipeline, options, None)
+    unets = {name: unlearned_unet(bench, options, name) for name in models}
     latents = concept_latents(Path(options.images), pipeline.vae, pipeline.unet.config.sample_size)
-    return replace(bench_of(pipeline, options, None), models=unets), latents
+    return replace(bench, models=unets), latents
+
+
+def unlearned_unet(bench: Bench, options: UnlearnedHubOptions, model: str) -> nn.Module:
+    """The U-Net of an unlearned model: by UCE's edit, from weights of its own, or by adapters, which add up.
+
+    Raises:
+        InputError: there is none of this name, or its weights cannot be read or are of another network.
+    """
+    if model == UCE and options.uce_erase_weight:
+        return bench.edited(options.uce_erase_weight, options.uce_preserve_weight).unet
+    files = dict(entry.split("=", 1) for entry in options.unets)
+    return with_weights(bench.unet, files[model]) if model in files else adapted_unet(bench.unet, options.loras, model)
+
+
+def with_weights(unet: nn.Module, path: str) -> nn.Module:
+    """A copy of a U-Net with the weights of a safetensors file in the place of its own; the others stay.
+
+    Raises:
+        InputError: a file that cannot be read, or is of another network.
+    """
+    found = copy.deepcopy(unet)
+    try:
+        unknown = found.load_state_dict(load_file(path), strict=False).unexpected_keys
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"unets {path}: not weights of this U-Net: {' '.join(str(error).split())}") from None
+    if unknown:
+        raise InputError(f"unets {path}: the U-Net has no {unknown[0]!r}")
+    return found
 
 
 @torch.no_grad()

@@ -163,8 +163,30 @@ class UnlearnedHubOptions(HubOptions):
 
     images: str
     """Folder of images of the concept, from which it is inverted."""
-    loras: tuple[str, ...]
+    loras: tuple[str, ...] = ()
     """``<model>=<file>[*<weight>]``, safetensors; several entries of one model add up."""
+    unets: tuple[str, ...] = ()
+    """``<model>=<file>``, safetensors: a U-Net's weights, or those that were trained, as ESD's come."""
+    uce_erase_weight: float = 0.0
+    """Weight of the erased phrase in UCE's edit, which makes a model called uce; 0: there is none."""
+    uce_preserve_weight: float = 1.0
+    """Weight of the preserved phrases in it."""
+
+    def __post_init__(self) -> None:
+        for key in ("loras", "unets"):
+            for entry in getattr(self, key):
+                if not all(entry.partition("=")):
+                    raise ValueError(f"{key}: expected <model>=<file>, got {entry!r}")
+        for model in self.models:
+            if self.models.count(model) > 1:
+                raise ValueError(f"loras, unets, uce_erase_weight: more than one of them gives model {model!r}")
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the unlearned models."""
+        adapted, whole = ([entry.partition("=")[0] for entry in entries] for entries in (self.loras, self.unets))
+        edited = [UCE] if self.uce_erase_weight else []
+        return (*edited, *dict.fromkeys(adapted), *whole)
 
 
 @dataclass(frozen=True)
@@ -220,19 +242,14 @@ class Scale:
         if self.gate_prompts < 0 or self.gate_prompts % 2:
             raise ValueError(f"gate_prompts: need an even number, got {self.gate_prompts}")
         if (self.prompts is None) != (self.uce is None):
-            raise ValueError("uce: goes with prompts; unlearned models of the hub come as adapters")
+            raise ValueError("uce: goes with prompts; the hub has uce_erase_weight")
         if set(self.grid) != set(STRENGTHS) or len({len(strengths) for strengths in self.grid.values()}) > 1:
             raise ValueError(f"grid: need as many strengths for each of {', '.join(STRENGTHS)}, got {self.grid}")
         runs = [text for group in self.groups.values() for text in group]
         if len(set(runs)) < len(runs) or "none" not in runs:
             raise ValueError("groups: need none, and every run once")
-        closed_form = (UCE,) if self.uce else ()
-        check_models(runs, (BASE, *closed_form, *(self.unlearn or {}), *self.hub_models), "groups")
-
-    @property
-    def hub_models(self) -> tuple[str, ...]:
-        """Names of the unlearned models at the hub, in the order in which they first occur."""
-        return tuple(dict.fromkeys(entry.partition("=")[0] for entry in self.hub.loras)) if self.hub else ()
+        closed_form, hub_models = (UCE,) if self.uce else (), self.hub.models if self.hub else ()
+        check_models(runs, (BASE, *closed_form, *(self.unlearn or {}), *hub_models), "groups")
 
     @property
     def models(self) -> tuple[str, ...]:
