@@ -288,7 +288,8 @@ def _strips(tables: Tables, pictures: dict[str, torch.Tensor]) -> Figure:
     per_set = count // len(SETS)
     figure, axes = new_figure(len(rows), 1, width=0.5 * count + 3.2, height=0.52)
     for axis, (label, name) in zip(axes[:, 0], rows.items(), strict=True):
-        axis.imshow(strip(pictures[name], per_set), interpolation="none")  # PDF keeps the few pixels there are
+        # PDF keeps the few pixels there are.
+        axis.imshow(strip(pictures[name], per_set), interpolation="none")
         axis.set(yticks=[], xticks=[])
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=7)
         axis.grid(visible=False)

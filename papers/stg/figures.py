@@ -160,7 +160,8 @@ def samples(tables: Tables) -> Figure:
     count = len(tables.pictures[first])
     figure, axes = new_figure(len(rows), 1, width=0.5 * count + 1.2, height=0.58)
     for axis, (label, text) in zip(axes[:, 0], rows.items(), strict=True):
-        axis.imshow(strip(tables.pictures[text], count // len(SETS)), interpolation="none")  # PDF keeps the few pixels there are
+        # PDF keeps the few pixels there are.
+        axis.imshow(strip(tables.pictures[text], count // len(SETS)), interpolation="none")
         axis.set(yticks=[], xticks=[])
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
         axis.grid(visible=False)
